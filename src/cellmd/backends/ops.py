@@ -1,0 +1,225 @@
+"""The contract between model code and the machine: every operation a model is written in.
+
+`models/` calls nothing else. `backends/reference` implements each operation in plain NumPy float32 and is the
+specification; every other backend is tested against it, operation by operation.
+
+Conventions. N tokens or rows, D model width, K inputs of a matrix, M its outputs, H heads, hd head width, V vocabulary.
+Activations are float32 tensors of the backend's own type (`Tensor`: a NumPy array for `reference` and `cpu`, a torch
+tensor for `cuda`), contiguous, rows first. Integer inputs (ids, positions, slots) are int32 tensors made by `ints`.
+A result is valid until the backend's next `begin`: backends may reuse its memory then; what must live longer (soft
+tokens, caches, logits handed to a user) is copied out with `keep` or made by `zeros`. Operations whose name ends in an underscore write into their
+first argument and return it; no other operation changes its inputs. Values of one row depend on that row (and, in
+attention, on its own sequence) alone, in an order of summation that is a function of the row alone: results are the same
+bits for any number of threads, any chunking of a prompt and any company in a batch.
+
+The operations with a body below it are fused forms: the body says what they mean, a backend may do it faster.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from cellmd.quant.tensor import PackedTensor
+
+Tensor = Any
+"""The backend's own array type. Model code passes it on and never looks inside."""
+
+Matrix = Any
+"""A weight matrix (M, K) ready to multiply: made by `Ops.matrix`."""
+
+Clip = tuple[float, float, float, float]
+"""input_min, input_max, output_min, output_max of a clipped linear layer."""
+
+
+class Ops(ABC):
+    """One backend. See the module docstring for what holds for every operation."""
+
+    name: str
+
+    # ---- memory ---------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Start a forward pass: results of the previous one may be overwritten from here on."""
+
+    @abstractmethod
+    def matrix(self, packed: PackedTensor, *, clip: Clip | None = None, bias: PackedTensor | None = None) -> Matrix:
+        """Bind a 2-D stored tensor as a matrix to multiply with. Copies nothing on the CPU."""
+
+    @abstractmethod
+    def table(self, packed: PackedTensor) -> Matrix:
+        """Bind a 2-D stored tensor whose rows are only looked up. It is read through the map, never made resident."""
+
+    @abstractmethod
+    def rows_of(self, matrix: Matrix, start: int, stop: int) -> Matrix:
+        """The matrix of outputs start..stop alone, sharing memory. Both are multiples of 16 (or stop is M)."""
+
+    @abstractmethod
+    def array(self, packed: PackedTensor) -> Tensor:
+        """A small stored tensor (norm weights, kernels, scalars) as float32, in its own shape."""
+
+    @abstractmethod
+    def ints(self, values: Sequence[int]) -> Tensor:
+        """An int32 tensor (n,) of host integers."""
+
+    @abstractmethod
+    def floats(self, values: Any) -> Tensor:
+        """A float32 tensor of host data (a NumPy array), in its shape."""
+
+    @abstractmethod
+    def zeros(self, shape: tuple[int, ...]) -> Tensor:
+        """A float32 tensor of zeros that outlives `begin`."""
+
+    @abstractmethod
+    def keep(self, x: Tensor) -> Tensor:
+        """A copy of x that outlives `begin`."""
+
+    @abstractmethod
+    def to_numpy(self, x: Tensor) -> Any:
+        """x as a NumPy array on the host that outlives `begin`."""
+
+    # ---- rows -----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def embed(self, table: Matrix, ids: Tensor, scale: float, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows of a table times `scale`: columns start..stop of row ids[i]. (N, stop - start). ids are in range."""
+
+    @abstractmethod
+    def take_rows(self, x: Tensor, rows: Tensor) -> Tensor:
+        """x[rows]; x (N, ...) float32 or int32, rows (R,) int32 -> (R, ...)."""
+
+    @abstractmethod
+    def put_rows_(self, x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+        """x[rows] = values."""
+
+    @abstractmethod
+    def reshape(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """x with another shape, sharing memory."""
+
+    @abstractmethod
+    def columns(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """x[:, start:stop] of a 2-D tensor; may be a strided view, which every elementwise operation accepts."""
+
+    # ---- dense ----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def linear(self, x: Tensor, matrix: Matrix) -> Tensor:
+        """x W^T (+ bias), with the matrix's clip on both sides if it has one. x (N, K) -> (N, M)."""
+
+    def linears(self, x: Tensor, matrices: Sequence[Matrix]) -> tuple[Tensor, ...]:
+        """Several matrices of one input (q, k, v; gate, up), so that a backend prepares the input once."""
+        return tuple(self.linear(x, matrix) for matrix in matrices)
+
+    @abstractmethod
+    def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        """x / sqrt(mean(x^2) + eps) * weight over the last axis; x (N, D) or (N, H, hd)."""
+
+    @abstractmethod
+    def layer_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """(x - mean) / sqrt(var + eps) * weight over the last axis (biased variance, no bias term)."""
+
+    def norm_linears(self, x: Tensor, weight: Tensor, eps: float, matrices: Sequence[Matrix]) -> tuple[Tensor, ...]:
+        return self.linears(self.rms_norm(x, weight, eps), matrices)
+
+    def add_norm_(self, x: Tensor, y: Tensor, weight: Tensor, eps: float, scale: float = 1.0) -> Tensor:
+        """x = (x + rms_norm(y, weight)) * scale: the closing of every residual block."""
+        self.add_(x, self.rms_norm(y, weight, eps))
+        return x if scale == 1.0 else self.scale_(x, scale)
+
+    # ---- elementwise ----------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def add_(self, x: Tensor, y: Tensor, factor: float = 1.0) -> Tensor:
+        """x += y * factor; shapes equal."""
+
+    @abstractmethod
+    def scale_(self, x: Tensor, factor: float) -> Tensor:
+        """x *= factor."""
+
+    @abstractmethod
+    def affine(self, x: Tensor, factor: Tensor | float, offset: Tensor | float) -> Tensor:
+        """x * factor + offset; tensors are (D,) and broadcast over rows."""
+
+    @abstractmethod
+    def clamp(self, x: Tensor, low: float, high: float) -> Tensor: ...
+
+    @abstractmethod
+    def geglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        """gelu(gate) * up with the tanh form of gelu; up may be a strided view of columns. (N, F)."""
+
+    @abstractmethod
+    def silu(self, x: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def glu(self, x: Tensor) -> Tensor:
+        """First half times the sigmoid of the second: (N, 2 D) -> (N, D)."""
+
+    @abstractmethod
+    def relu(self, x: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def softcap_(self, x: Tensor, cap: float) -> Tensor:
+        """cap * tanh(x / cap)."""
+
+    # ---- positions and attention ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def rope_table(self, positions: Tensor, base: float, rotary_dim: int, head_dim: int) -> Tensor:
+        """cos and sin of position * base^(-2 i / head_dim) for i < rotary_dim / 2: (N, 2, rotary_dim / 2), float32."""
+
+    @abstractmethod
+    def rope(self, x: Tensor, table: Tensor) -> Tensor:
+        """Turn channel pairs (i, i + hd / 2), i < rotary_dim / 2, of x (N, H, hd); the others pass unchanged."""
+
+    def norm_rope(self, x: Tensor, weight: Tensor, eps: float, table: Tensor) -> Tensor:
+        return self.rope(self.rms_norm(x, weight, eps), table)
+
+    @abstractmethod
+    def rope_2d(self, x: Tensor, table_x: Tensor, table_y: Tensor) -> Tensor:
+        """The first half of each head's channels turned by table_x, the second by table_y, each as a head of its own
+        width hd / 2. x (N, H, hd); tables from `rope_table(positions, base, hd / 2, hd / 2)`."""
+
+    @abstractmethod
+    def new_cache(self, n_slots: int, capacity: int, n_kv_heads: int, head_dim: int) -> Any:
+        """Keys and values of one layer for n_slots sequences of up to `capacity` live positions each. Position p of a
+        sequence lies at p mod capacity, so a layer with a window needs window + chunk - 1 places. Memory is taken as
+        positions are written, not before."""
+
+    @abstractmethod
+    def append_(self, cache: Any, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor) -> None:
+        """Write keys and values (N, Hkv, hd) of rows at (slots[i], positions[i])."""
+
+    @abstractmethod
+    def attention(self, q: Tensor, cache: Any, slots: Tensor, positions: Tensor, window: int) -> Tensor:
+        """Causal attention of q (N, H, hd) over the cached positions p of each row's own slot with
+        p <= positions[i] and, if window > 0, p > positions[i] - window. Scores are not scaled (Gemma 4 scales by 1).
+        Query head h reads key head h // (H / Hkv). Softmax in float32. (N, H, hd)."""
+
+    @abstractmethod
+    def attention_bidirectional(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Every row sees every row; scores not scaled. All (N, H, hd)."""
+
+    @abstractmethod
+    def attention_relative(
+        self, q: Tensor, k: Tensor, v: Tensor, relative_keys: Tensor, *, past: int, future: int, cap: float
+    ) -> Tensor:
+        """The audio tower's local attention: row i sees rows i - past + 1 .. i + future that exist... exactly the rule
+        of `models/audio.py`; score = cap * tanh((q.k + q.r) / cap), r = relative_keys[past_offset] of the distance
+        i - j. q, k, v (N, H, hd), relative_keys (P, H, hd). (N, H, hd)."""
+
+    # ---- convolution and pooling ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def conv2d(self, x: Tensor, kernel: Tensor) -> Tensor:
+        """3 x 3, stride 2, zero padding 1, no bias. x (T, F, C), kernel (C_out, C, 3, 3) -> (ceil(T/2), ceil(F/2), C_out)."""
+
+    @abstractmethod
+    def depthwise_conv1d(self, x: Tensor, kernel: Tensor) -> Tensor:
+        """Causal: y[t, d] = sum_j kernel[d, j] * x[t - width + 1 + j, d], rows before the first are zero.
+        x (T, D), kernel (D, width)."""
+
+    @abstractmethod
+    def pool_patches(self, x: Tensor, grid_width: int, size: int) -> Tensor:
+        """Means over size x size blocks of a row-major grid of patches: (h * w, D) -> (h/size * w/size, D)."""
