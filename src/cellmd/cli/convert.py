@@ -1,0 +1,100 @@
+"""Convert a Gemma 4 checkpoint into one .cellmd file.
+
+    cellmd convert --input models/gemma-4-E2B-it --output gemma-4-E2B-it.cellmd
+    cellmd convert --input google/gemma-4-E2B-it --output gemma-4-E2B-it.cellmd     (fetched; needs cellmd[hub])
+
+The input is a folder as Hugging Face has it (config.json, safetensors, tokenizer.json, chat template, generation and
+processor configs) or a hub id. The file holds everything: tokenizer, template and configs too. It appears under its name
+only when it is complete.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from cellmd.cli import options
+from cellmd.errors import ArgumentError
+
+GROUP_SIZES = ("row", "32", "64", "128", "256")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--input", required=True, metavar="DIR", help="checkpoint folder or hub id")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the .cellmd file to write")
+    parser.add_argument(
+        "--recipe",
+        choices=("aggressive", "float"),
+        help="aggressive: every 2-D weight at INT4; float: nothing quantised (default: aggressive)",
+    )
+    parser.add_argument(
+        "--group-size",
+        choices=GROUP_SIZES,
+        help="columns that share a scale, for every quantised tensor (default: the recipe's own)",
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="default: all cores")
+    parser.add_argument("--copy-tokenizer", action="store_true", help="also write STEM.tokenizer.json beside the file")
+    card = parser.add_argument_group("spellings of the source model card")
+    card.add_argument("--gemma4-aggressive-int4", action="store_true", help="the same as --recipe aggressive")
+    card.add_argument("--quantize-int4-symmetric", action="store_true", help="symmetric INT4, which every recipe is")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    options.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    import cellmd
+
+    with _Progress(visible=not args.quiet) as progress:
+        report = cellmd.convert(
+            args.input,
+            args.output,
+            recipe=_recipe(args),
+            group_size=_group_size(args.group_size),
+            threads=args.threads,
+            copy_tokenizer=args.copy_tokenizer,
+            progress=progress,
+        )
+    print(json.dumps(report.as_dict()) if args.json else report.table())
+    return 0
+
+
+def _recipe(args: argparse.Namespace) -> str:
+    asks_int4 = args.gemma4_aggressive_int4 or args.quantize_int4_symmetric
+    if asks_int4 and args.recipe == "float":
+        raise ArgumentError("--recipe float quantises nothing; leave out the INT4 options or the recipe")
+    return args.recipe or "aggressive"
+
+
+def _group_size(word: str | None) -> int | None:
+    """None: the recipe's own; 0: one scale a row."""
+    if word is None:
+        return None
+    return 0 if word == "row" else int(word)
+
+
+class _Progress:
+    """A progress bar on stderr with size, rate and time left; called with (bytes done, bytes in all, tensor)."""
+
+    def __init__(self, visible: bool) -> None:
+        self._visible = visible
+        self._bar: Any = None
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def __call__(self, done: int, total: int, tensor: str) -> None:
+        if not self._visible:
+            return
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, unit="B", unit_scale=True, file=sys.stderr, desc="converting")
+        self._bar.set_postfix_str(tensor, refresh=False)
+        self._bar.update(done - self._bar.n)
