@@ -46,7 +46,8 @@ class Ops(ABC):
 
     @abstractmethod
     def matrix(self, packed: PackedTensor, *, clip: Clip | None = None, bias: PackedTensor | None = None) -> Matrix:
-        """Bind a 2-D stored tensor as a matrix to multiply with. Copies nothing on the CPU."""
+        """Bind a 2-D stored tensor as a matrix to multiply with. Copies nothing on the CPU. `embed` takes it too, in
+        either layout: the token embedding is a table and, tied, the output head."""
 
     @abstractmethod
     def table(self, packed: PackedTensor) -> Matrix:
@@ -62,11 +63,11 @@ class Ops(ABC):
 
     @abstractmethod
     def ints(self, values: Sequence[int]) -> Tensor:
-        """An int32 tensor (n,) of host integers."""
+        """An int32 tensor (n,) of host integers that outlives `begin`."""
 
     @abstractmethod
     def floats(self, values: Any) -> Tensor:
-        """A float32 tensor of host data (a NumPy array), in its shape."""
+        """A float32 tensor of host data (a NumPy array or nested sequences), in its shape, that outlives `begin`."""
 
     @abstractmethod
     def zeros(self, shape: tuple[int, ...]) -> Tensor:
@@ -84,7 +85,9 @@ class Ops(ABC):
 
     @abstractmethod
     def embed(self, table: Matrix, ids: Tensor, scale: float, start: int = 0, stop: int | None = None) -> Tensor:
-        """Rows of a table times `scale`: columns start..stop of row ids[i]. (N, stop - start). ids are in range."""
+        """Rows of a table times float32(scale): columns start..stop (None: to the end) of row ids[i], decoded.
+        (N, stop - start). `table` was made by `table` or `matrix`; ids are in range; start and stop are multiples of 16
+        or the end of a row."""
 
     @abstractmethod
     def take_rows(self, x: Tensor, rows: Tensor) -> Tensor:
@@ -140,17 +143,20 @@ class Ops(ABC):
 
     @abstractmethod
     def affine(self, x: Tensor, factor: Tensor | float, offset: Tensor | float) -> Tensor:
-        """x * factor + offset; tensors are (D,) and broadcast over rows."""
+        """(x + offset) * factor, in this order; tensors are (D,) and broadcast over rows."""
 
     @abstractmethod
-    def clamp(self, x: Tensor, low: float, high: float) -> Tensor: ...
+    def clamp(self, x: Tensor, low: float, high: float) -> Tensor:
+        """min(max(x, low), high); the bounds may be infinite."""
 
     @abstractmethod
     def geglu(self, gate: Tensor, up: Tensor) -> Tensor:
-        """gelu(gate) * up with the tanh form of gelu; up may be a strided view of columns. (N, F)."""
+        """gelu(gate) * up, gelu(x) = x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))); up may be a strided view of
+        columns. (N, F)."""
 
     @abstractmethod
-    def silu(self, x: Tensor) -> Tensor: ...
+    def silu(self, x: Tensor) -> Tensor:
+        """x * sigmoid(x)."""
 
     @abstractmethod
     def glu(self, x: Tensor) -> Tensor:
@@ -167,11 +173,15 @@ class Ops(ABC):
 
     @abstractmethod
     def rope_table(self, positions: Tensor, base: float, rotary_dim: int, head_dim: int) -> Tensor:
-        """cos and sin of position * base^(-2 i / head_dim) for i < rotary_dim / 2: (N, 2, rotary_dim / 2), float32."""
+        """cos (index 0) and sin (index 1) of the angles position * f_i, i < rotary_dim / 2: (N, 2, rotary_dim / 2),
+        float32. f_i = 1 / base^(2 i / head_dim): exponent, power and reciprocal are each rounded to float32, and so is
+        the angle, as the reference implementation rounds; far positions would otherwise turn by visibly other angles.
+        positions int32 (N,)."""
 
     @abstractmethod
     def rope(self, x: Tensor, table: Tensor) -> Tensor:
-        """Turn channel pairs (i, i + hd / 2), i < rotary_dim / 2, of x (N, H, hd); the others pass unchanged."""
+        """Turn channel pairs (i, i + hd / 2), i < rotary_dim / 2, of x (N, H, hd) by the angles of their row:
+        (a, b) -> (a cos - b sin, b cos + a sin); the other channels pass unchanged."""
 
     def norm_rope(self, x: Tensor, weight: Tensor, eps: float, table: Tensor) -> Tensor:
         return self.rope(self.rms_norm(x, weight, eps), table)
@@ -185,17 +195,34 @@ class Ops(ABC):
     def new_cache(self, n_slots: int, capacity: int, n_kv_heads: int, head_dim: int) -> Any:
         """Keys and values of one layer for n_slots sequences of up to `capacity` live positions each. Position p of a
         sequence lies at p mod capacity, so a layer with a window needs window + chunk - 1 places. Memory is taken as
-        positions are written, not before."""
+        positions are written, not before. A slot is reused by writing from position 0 again: what lies at positions a
+        row does not see is never read."""
 
     @abstractmethod
     def append_(self, cache: Any, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor) -> None:
         """Write keys and values (N, Hkv, hd) of rows at (slots[i], positions[i])."""
 
+    def append_normed_(
+        self,
+        cache: Any,
+        keys: Tensor,
+        values: Tensor,
+        key_weight: Tensor,
+        eps: float,
+        table: Tensor,
+        slots: Tensor,
+        positions: Tensor,
+    ) -> None:
+        """`append_` of raw projections (N, Hkv, hd): keys normed and turned, values normed without a weight."""
+        turned = self.norm_rope(keys, key_weight, eps, table)
+        self.append_(cache, turned, self.rms_norm(values, None, eps), slots, positions)
+
     @abstractmethod
     def attention(self, q: Tensor, cache: Any, slots: Tensor, positions: Tensor, window: int) -> Tensor:
         """Causal attention of q (N, H, hd) over the cached positions p of each row's own slot with
         p <= positions[i] and, if window > 0, p > positions[i] - window. Scores are not scaled (Gemma 4 scales by 1).
-        Query head h reads key head h // (H / Hkv). Softmax in float32. (N, H, hd)."""
+        Query head h reads key head h // (H / Hkv). Softmax in float32. Rows of one slot need not be neighbours nor in
+        order of position; all of their keys have been appended before. (N, H, hd)."""
 
     @abstractmethod
     def attention_bidirectional(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -205,9 +232,11 @@ class Ops(ABC):
     def attention_relative(
         self, q: Tensor, k: Tensor, v: Tensor, relative_keys: Tensor, *, past: int, future: int, cap: float
     ) -> Tensor:
-        """The audio tower's local attention: row i sees rows i - past + 1 .. i + future that exist... exactly the rule
-        of `models/audio.py`; score = cap * tanh((q.k + q.r) / cap), r = relative_keys[past_offset] of the distance
-        i - j. q, k, v (N, H, hd), relative_keys (P, H, hd). (N, H, hd)."""
+        """The audio tower's local attention with relative positions. Row i sees row j, at the distance d = i - j, if
+        0 <= d < past or 0 < -d < future; past >= 1, so a row always sees itself; future 0 and 1 mean none. With
+        r = relative_keys[past - d], or zeros where past - d >= P (never negative),
+            score = cap * tanh((q_i . k_j + q_i . r) / cap), softmax over the seen rows alone, in float32.
+        Neither q nor k is scaled here. q, k, v (N, H, hd), relative_keys (P, H, hd). (N, H, hd)."""
 
     # ---- convolution and pooling ----------------------------------------------------------------------------------
 
@@ -222,4 +251,5 @@ class Ops(ABC):
 
     @abstractmethod
     def pool_patches(self, x: Tensor, grid_width: int, size: int) -> Tensor:
-        """Means over size x size blocks of a row-major grid of patches: (h * w, D) -> (h/size * w/size, D)."""
+        """Means over size x size blocks of a row-major grid of patches, in row-major order of the blocks:
+        (h * grid_width, D) -> (h/size * grid_width/size, D); both sides of the grid are multiples of size."""
