@@ -1,15 +1,16 @@
 """The published config keys in, frozen facts out.
 
-`ModelConfig.from_dict` takes the content of a checkpoint's config.json (Gemma4ForConditionalGeneration or the text-only
-Gemma4ForCausalLM) and gives immutable dataclasses in cellmd's own names. Whatever differs from layer to layer is a field
-of `LayerConfig`, so that no later code asks which kind of layer it is in.
+`ModelConfig.from_dict` takes the content of a checkpoint's config.json (Gemma4ForConditionalGeneration or the
+text-only Gemma4ForCausalLM) and gives immutable dataclasses in cellmd's own names. Whatever differs from layer to layer
+is a field of `LayerConfig`, so that no later code asks which kind of layer it is in.
 
 Source of keys and defaults: transformers, `models/gemma4/configuration_gemma4.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,13 +131,22 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> ModelConfig:
-        """Read a checkpoint's config.json. Raises UnsupportedModelError naming what is not supported."""
-        architecture = (config.get("architectures") or [None])[0]
+        """Read a checkpoint's config.json: any JSON object, also a hostile one.
+
+        Raises UnsupportedModelError naming what is not supported, ArgumentError naming the key that is missing or
+        impossible.
+        """
+        architectures = config.get("architectures") or [None]
+        architecture = architectures[0] if isinstance(architectures, list | tuple) else architectures
         model_type = config.get("model_type")
         if architecture == "Gemma4ForConditionalGeneration" or (architecture is None and model_type == "gemma4"):
-            vision, audio = config.get("vision_config"), config.get("audio_config")
+            _refuse(config.get("tie_word_embeddings") is False, "an output head of its own (tie_word_embeddings false)")
+            vision, audio = _section(config, "vision_config"), _section(config, "audio_config")
+            text = _section(config, "text_config")
+            if not text:
+                raise ArgumentError("config key 'text_config' is missing")
             return cls(
-                text=_text(_mapping(config, "text_config")),
+                text=_text(text),
                 vision=_vision(vision) if vision else None,
                 audio=_audio(audio) if audio else None,
                 special=_special(config, bool(vision), bool(audio)),
@@ -149,30 +159,65 @@ class ModelConfig:
         )
 
 
-def _mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+# ---- reading keys: every value is checked, for a configuration may come out of a stranger's file --------------------
+
+_MAX_LAYERS = 1024
+_MAX_SIZE = 2**31 - 1
+
+
+def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     value = config.get(key)
-    if not isinstance(value, Mapping):
-        raise ArgumentError(f"config key {key!r} is missing or not an object")
+    if value is not None and not isinstance(value, Mapping):
+        raise ArgumentError(f"config key {key!r} must be an object, found {_shown(value)}")
+    return value or {}
+
+
+def _positive(config: Mapping[str, Any], key: str, default: int | None = None, most: int = _MAX_SIZE) -> int:
+    return _integer(config, key, default, 1, most)
+
+
+def _count(config: Mapping[str, Any], key: str, most: int = _MAX_SIZE) -> int:
+    return _integer(config, key, 0, 0, most)
+
+
+def _integer(config: Mapping[str, Any], key: str, default: int | None, least: int, most: int) -> int:
+    value = config.get(key)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ArgumentError(f"config key {key!r} must be an integer from {least} to {most}, found {_shown(value)}")
     return value
 
 
-def _positive(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise ArgumentError(f"config key {key!r} must be a positive integer, found {value!r}")
-    return value
+def _number(config: Mapping[str, Any], key: str, default: float) -> float:
+    value = config.get(key)
+    value = default if value is None else value
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # an integer beyond any float
+        pass
+    raise ArgumentError(f"config key {key!r} must be a finite number, found {_shown(value)}")
 
 
-def _count(config: Mapping[str, Any], key: str) -> int:
-    value = config.get(key) or 0
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ArgumentError(f"config key {key!r} must be an integer of at least 0, found {value!r}")
-    return value
+def _list(config: Mapping[str, Any], key: str, default: Sequence[Any]) -> list[Any]:
+    value = config.get(key)
+    value = default if value is None else value
+    if not isinstance(value, list | tuple):
+        raise ArgumentError(f"config key {key!r} must be a list, found {_shown(value)}")
+    return list(value)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _refuse(condition: object, what: str) -> None:
     if condition:
         raise UnsupportedModelError(f"{what} is not supported")
+
+
+# ---- the decoder -----------------------------------------------------------------------------------------------------
 
 
 def _text(config: Mapping[str, Any]) -> TextConfig:
@@ -182,83 +227,144 @@ def _text(config: Mapping[str, Any]) -> TextConfig:
     _refuse(config.get("attention_bias"), "attention with biases (attention_bias)")
     _refuse(config.get("tie_word_embeddings") is False, "an output head of its own (tie_word_embeddings false)")
     activation = config.get("hidden_activation", "gelu_pytorch_tanh")
-    _refuse(activation != "gelu_pytorch_tanh", f"hidden_activation {activation!r}")
+    _refuse(activation != "gelu_pytorch_tanh", f"hidden_activation {_shown(activation)}")
     eos = config.get("eos_token_id", 1)
+    vocab_size = _positive(config, "vocab_size", 262_144)
     return TextConfig(
-        vocab_size=_positive(config, "vocab_size"),
+        vocab_size=vocab_size,
         d_model=_positive(config, "hidden_size"),
         n_heads=_positive(config, "num_attention_heads"),
         layers=_layers(config),
-        ple_dim=_count(config, "hidden_size_per_layer_input"),
-        ple_vocab_size=_count(config, "vocab_size_per_layer_input"),
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        softcap=float(config.get("final_logit_softcapping") or 0.0),
+        ple_dim=_count(config, "hidden_size_per_layer_input") if "hidden_size_per_layer_input" in config else 256,
+        ple_vocab_size=_integer(config, "vocab_size_per_layer_input", vocab_size, 0, _MAX_SIZE),
+        norm_eps=_number(config, "rms_norm_eps", 1e-6),
+        softcap=_number(config, "final_logit_softcapping", 0.0),
         context_length=_positive(config, "max_position_embeddings", 131_072),
         pad_token_id=_count(config, "pad_token_id"),
-        bos_token_id=config.get("bos_token_id") or 2,
-        eos_token_ids=tuple(eos) if isinstance(eos, list | tuple) else (eos,),
+        bos_token_id=_integer(config, "bos_token_id", 2, 0, _MAX_SIZE),
+        eos_token_ids=tuple(
+            _integer({"eos_token_id": each}, "eos_token_id", None, 0, _MAX_SIZE)
+            for each in (eos if isinstance(eos, list | tuple) else [eos])
+        ),
     )
 
 
 def _layers(config: Mapping[str, Any]) -> tuple[LayerConfig, ...]:
-    n_layers = _positive(config, "num_hidden_layers")
-    types = config.get("layer_types") or [SLIDING if (i + 1) % 6 else FULL for i in range(n_layers)]
-    types = [*types[:-1], FULL]  # the reference forces the last layer to full attention
-    unknown = set(types) - {SLIDING, FULL}
-    _refuse(unknown, f"layer type {min(unknown, default='')!r}")
-    if len(types) != n_layers:
-        raise ArgumentError(f"layer_types lists {len(types)} layers, num_hidden_layers says {n_layers}")
-    n_shared = _count(config, "num_kv_shared_layers")
+    n_layers = _positive(config, "num_hidden_layers", most=_MAX_LAYERS)
+    types = _layer_types(config, n_layers)
+    n_shared = _count(config, "num_kv_shared_layers", most=n_layers - 1)
     first_shared = n_layers - n_shared
     writers = {kind: i for i, kind in enumerate(types[:first_shared])}  # the last writer of each kind
     missing = set(types) - writers.keys()
     if missing:
         raise ArgumentError(f"no layer of kind {min(missing)!r} writes the keys that the shared layers read")
-    ropes = config.get("rope_parameters") or {
-        SLIDING: {"rope_type": "default", "rope_theta": 10_000.0},
-        FULL: {"rope_type": "proportional", "rope_theta": 1_000_000.0, "partial_rotary_factor": 0.25},
-    }
-    head_dim = _positive(config, "head_dim")
-    head_dims = {SLIDING: head_dim, FULL: _positive(config, "global_head_dim", 512)}
+    ropes = {kind: _rope(config, kind) for kind in set(types)}
+    sizes = _layer_sizes(config, types)
     ffn_dim = _positive(config, "intermediate_size")
     layers = []
     for i, kind in enumerate(types):
         shared = i >= first_shared
-        rope = ropes[kind]
-        _refuse(rope.get("rope_type") not in ("default", "proportional"), f"rope_type {rope.get('rope_type')!r}")
+        head_dim, n_kv_heads = sizes[i]
+        kv_source = writers[kind] if shared else i
+        if sizes[kv_source] != sizes[i]:
+            raise ArgumentError(f"layer {i} reads the keys of layer {kv_source}, whose heads have another size")
+        base, partial = ropes[kind]
         layers.append(
             LayerConfig(
                 index=i,
-                window=_positive(config, "sliding_window") if kind == SLIDING else 0,
-                head_dim=head_dims[kind],
-                n_kv_heads=_positive(config, "num_key_value_heads"),
-                kv_source=writers[kind] if shared else i,
-                rope_base=float(rope["rope_theta"]),
-                rotary_dim=2 * int(head_dims[kind] * float(rope.get("partial_rotary_factor", 1.0)) // 2),
+                window=_positive(config, "sliding_window", 512) if kind == SLIDING else 0,
+                head_dim=head_dim,
+                n_kv_heads=n_kv_heads,
+                kv_source=kv_source,
+                rope_base=base,
+                rotary_dim=2 * int(head_dim * partial // 2),
                 ffn_dim=ffn_dim * (2 if shared and config.get("use_double_wide_mlp") else 1),
             )
         )
     return tuple(layers)
 
 
+def _layer_types(config: Mapping[str, Any], n_layers: int) -> list[str]:
+    types = _list(config, "layer_types", [SLIDING if (i + 1) % 6 else FULL for i in range(n_layers)])
+    if len(types) != n_layers:
+        raise ArgumentError(f"layer_types lists {len(types)} layers, num_hidden_layers says {n_layers}")
+    for kind in types:
+        _refuse(kind not in (SLIDING, FULL), f"layer type {_shown(kind)}")
+    return [*types[:-1], FULL]  # the reference forces the last layer to full attention
+
+
+def _layer_sizes(config: Mapping[str, Any], types: Sequence[str]) -> list[tuple[int, int]]:
+    """Head width and number of key heads of each layer.
+
+    Published files say head_dim and global_head_dim (of full layers). Files saved by recent transformers instead carry
+    `per_layer_config`, {layer index: {key: value}}, for the layers that differ; its keys may be padded with zeros.
+    """
+    overrides: dict[int, Mapping[str, Any]]
+    if config.get("per_layer_config") is None:
+        full = {"head_dim": _positive(config, "global_head_dim", 512)}
+        overrides = {i: full for i, kind in enumerate(types) if kind == FULL}
+    else:
+        by_layer = _section(config, "per_layer_config")
+        overrides = {int(key): _section(by_layer, key) for key in by_layer if str(key).isdecimal()}
+        if len(overrides) != len(by_layer):
+            raise ArgumentError("config key 'per_layer_config' must have the indices of layers as its keys")
+    sizes = []
+    for i in range(len(types)):
+        override = overrides.get(i, {})
+        unknown = sorted(set(override) - {"head_dim", "num_key_value_heads"})
+        _refuse(unknown, f"a value of its own for {unknown[:1]} in layer {i} (per_layer_config)")
+        layer = {**config, **override}
+        head_dim, n_kv_heads = _positive(layer, "head_dim", 256), _positive(layer, "num_key_value_heads")
+        n_heads = _positive(config, "num_attention_heads")
+        if head_dim % 2 or n_heads % n_kv_heads:
+            raise ArgumentError(
+                f"layer {i}: heads must have an even width, and the {n_heads} query heads be a multiple of the key "
+                f"heads; found width {head_dim} and {n_kv_heads} key heads"
+            )
+        sizes.append((head_dim, n_kv_heads))
+    return sizes
+
+
+def _rope(config: Mapping[str, Any], kind: str) -> tuple[float, float]:
+    """Base and share of channels that turn."""
+    default = {
+        SLIDING: {"rope_type": "default", "rope_theta": 10_000.0},
+        FULL: {"rope_type": "proportional", "rope_theta": 1_000_000.0, "partial_rotary_factor": 0.25},
+    }
+    rope = _section(_section(config, "rope_parameters") or default, kind)
+    rope_type = rope.get("rope_type")
+    _refuse(rope_type not in ("default", "proportional"), f"rope_type {_shown(rope_type)} of {kind} layers")
+    base, partial = _number(rope, "rope_theta", 10_000.0), _number(rope, "partial_rotary_factor", 1.0)
+    if base <= 0 or not 0 < partial <= 1:
+        raise ArgumentError(f"rope_parameters of {kind} layers: rope_theta {base}, partial_rotary_factor {partial}")
+    return base, partial
+
+
+# ---- the towers ------------------------------------------------------------------------------------------------------
+
+
 def _vision(config: Mapping[str, Any]) -> VisionConfig:
     activation = config.get("hidden_activation", "gelu_pytorch_tanh")
-    _refuse(activation != "gelu_pytorch_tanh", f"vision hidden_activation {activation!r}")
+    _refuse(activation != "gelu_pytorch_tanh", f"vision hidden_activation {_shown(activation)}")
+    _refuse(config.get("attention_bias"), "a vision tower with biases (attention_bias)")
     n_heads = _positive(config, "num_attention_heads")
-    kv_heads = config.get("num_key_value_heads", n_heads)
+    kv_heads = _positive(config, "num_key_value_heads", n_heads)
     _refuse(kv_heads != n_heads, f"a vision tower with {kv_heads} key heads for {n_heads} query heads")
     d_model = _positive(config, "hidden_size")
+    head_dim = _positive(config, "head_dim", d_model // n_heads)
+    if head_dim % 4:
+        raise ArgumentError(f"vision heads must have a width that 2-D positions divide by 4, found {head_dim}")
     return VisionConfig(
         d_model=d_model,
-        n_layers=_positive(config, "num_hidden_layers"),
+        n_layers=_positive(config, "num_hidden_layers", most=_MAX_LAYERS),
         n_heads=n_heads,
-        head_dim=_positive(config, "head_dim", d_model // n_heads),
+        head_dim=head_dim,
         ffn_dim=_positive(config, "intermediate_size"),
-        patch_size=_positive(config, "patch_size", 16),
+        patch_size=_positive(config, "patch_size", 16, most=4096),
         pooling=_positive(config, "pooling_kernel_size", 3),
         position_table_size=_positive(config, "position_embedding_size", 10_240),
-        rope_base=float((config.get("rope_parameters") or {}).get("rope_theta", 100.0)),
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        rope_base=_number(_section(config, "rope_parameters"), "rope_theta", 100.0),
+        norm_eps=_number(config, "rms_norm_eps", 1e-6),
         clipped=bool(config.get("use_clipped_linears", False)),
         standardize=bool(config.get("standardize", False)),
     )
@@ -266,24 +372,28 @@ def _vision(config: Mapping[str, Any]) -> VisionConfig:
 
 def _audio(config: Mapping[str, Any]) -> AudioConfig:
     activation = config.get("hidden_act", "silu")
-    _refuse(activation != "silu", f"audio hidden_act {activation!r}")
-    channels = config.get("subsampling_conv_channels", (128, 32))
+    _refuse(activation != "silu", f"audio hidden_act {_shown(activation)}")
+    channels = _list(config, "subsampling_conv_channels", (128, 32))
     if len(channels) != 2:
-        raise ArgumentError(f"subsampling_conv_channels must list 2 widths, found {channels!r}")
+        raise ArgumentError(f"subsampling_conv_channels must list 2 widths, found {_shown(channels)}")
+    first, second = (_positive({"subsampling_conv_channels": n}, "subsampling_conv_channels") for n in channels)
+    d_model, n_heads = _positive(config, "hidden_size", 1024), _positive(config, "num_attention_heads", 8)
+    if d_model % n_heads or d_model % 2:
+        raise ArgumentError(f"audio hidden_size {d_model} must be even and a multiple of its {n_heads} heads")
     return AudioConfig(
-        d_model=_positive(config, "hidden_size", 1024),
-        n_layers=_positive(config, "num_hidden_layers", 12),
-        n_heads=_positive(config, "num_attention_heads", 8),
-        conv_channels=(int(channels[0]), int(channels[1])),
+        d_model=d_model,
+        n_layers=_positive(config, "num_hidden_layers", 12, most=_MAX_LAYERS),
+        n_heads=n_heads,
+        conv_channels=(first, second),
         conv_kernel=_positive(config, "conv_kernel_size", 5),
-        residual_weight=float(config.get("residual_weight", 0.5)),
+        residual_weight=_number(config, "residual_weight", 0.5),
         chunk_size=_positive(config, "attention_chunk_size", 12),
         left_context=_positive(config, "attention_context_left", 13),
         right_context=_count(config, "attention_context_right"),
-        logit_cap=float(config.get("attention_logit_cap", 50.0)),
-        invalid_logit=float(config.get("attention_invalid_logits_value", -1e9)),
-        gradient_clipping=float(config.get("gradient_clipping", 1e10)),
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        logit_cap=_number(config, "attention_logit_cap", 50.0),
+        invalid_logit=_number(config, "attention_invalid_logits_value", -1e9),
+        gradient_clipping=_number(config, "gradient_clipping", 1e10),
+        norm_eps=_number(config, "rms_norm_eps", 1e-6),
         out_dim=_positive(config, "output_proj_dims", 1536),
         clipped=bool(config.get("use_clipped_linears", True)),
     )
@@ -291,7 +401,7 @@ def _audio(config: Mapping[str, Any]) -> AudioConfig:
 
 def _special(config: Mapping[str, Any], has_vision: bool, has_audio: bool) -> SpecialTokens:
     def token(key: str, default: int, present: bool) -> int | None:
-        return int(config.get(key) or default) if present else None
+        return _integer(config, key, default, 0, _MAX_SIZE) if present else None
 
     return SpecialTokens(
         image=token("image_token_id", 258_880, has_vision),
@@ -300,5 +410,8 @@ def _special(config: Mapping[str, Any], has_vision: bool, has_audio: bool) -> Sp
         begin_image=token("boi_token_id", 255_999, has_vision),
         end_image=token("eoi_token_id", 258_882, has_vision),
         begin_audio=token("boa_token_id", 256_000, has_audio),
-        end_audio=token("eoa_token_index", config.get("eoa_token_id") or 258_883, has_audio),
+        # Published files spell this key in both ways; the reference reads eoa_token_index.
+        end_audio=token("eoa_token_index", 258_883, has_audio)
+        if config.get("eoa_token_index") is not None
+        else token("eoa_token_id", 258_883, has_audio),
     )
