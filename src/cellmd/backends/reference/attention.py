@@ -1,0 +1,97 @@
+"""Attention over a ring cache, over everything, and with relative positions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+F32 = np.float32
+Array = np.ndarray
+
+_SCORES_AT_ONCE = 1 << 24
+"""Scores held at a time (64 MB): queries are taken in blocks of as many rows as fit."""
+
+
+class Cache:
+    """Keys and values of one layer: (n_slots, capacity, Hkv, hd) each, position p of a sequence at p mod capacity.
+
+    `np.zeros` takes pages as they are written, so an unused part of the capacity costs nothing.
+    """
+
+    def __init__(self, n_slots: int, capacity: int, n_kv_heads: int, head_dim: int) -> None:
+        self.capacity = capacity
+        self.keys = np.zeros((n_slots, capacity, n_kv_heads, head_dim), dtype=F32)
+        self.values = np.zeros((n_slots, capacity, n_kv_heads, head_dim), dtype=F32)
+
+    def append(self, keys: Array, values: Array, slots: Array, positions: Array) -> None:
+        places = positions % self.capacity
+        self.keys[slots, places] = keys
+        self.values[slots, places] = values
+
+
+def causal(q: Array, cache: Cache, slots: Array, positions: Array, window: int) -> Array:
+    """`Ops.attention`, one sequence of the batch after another."""
+    out = np.empty_like(q)
+    for slot in np.unique(slots):
+        rows = np.flatnonzero(slots == slot)
+        for block in _query_blocks(rows, q.shape[1] * (int(positions[rows].max()) + 1)):
+            out[block] = _causal_rows(q[block], cache, int(slot), positions[block], window)
+    return out
+
+
+def _causal_rows(q: Array, cache: Cache, slot: int, positions: Array, window: int) -> Array:
+    """Rows of one sequence: q (n, H, hd), positions (n,)."""
+    first = max(0, int(positions.min()) - window + 1) if window else 0
+    seen = np.arange(first, int(positions.max()) + 1)
+    places = seen % cache.capacity
+    hidden = seen[None, :] > positions[:, None]
+    if window:
+        hidden |= seen[None, :] <= positions[:, None] - window
+    n_kv_heads = cache.keys.shape[2]
+    n_rows, n_heads, head_dim = q.shape
+    readers = n_heads // n_kv_heads
+    out = np.empty_like(q)
+    for head in range(n_kv_heads):
+        keys, values = cache.keys[slot, places, head], cache.values[slot, places, head]
+        group = slice(head * readers, (head + 1) * readers)
+        scores = (q[:, group].reshape(-1, head_dim) @ keys.T).reshape(n_rows, readers, -1)
+        scores[np.broadcast_to(hidden[:, None], scores.shape)] = -np.inf
+        weights = _softmax(scores).reshape(n_rows * readers, -1)
+        out[:, group] = (weights @ values).reshape(n_rows, readers, head_dim)
+    return out
+
+
+def bidirectional(q: Array, k: Array, v: Array) -> Array:
+    """`Ops.attention_bidirectional`."""
+    out = np.empty_like(q)
+    for block in _query_blocks(np.arange(len(q)), len(k)):
+        for head in range(q.shape[1]):
+            out[block, head] = _softmax(q[block, head] @ k[:, head].T) @ v[:, head]
+    return out
+
+
+def relative(q: Array, k: Array, v: Array, relative_keys: Array, *, past: int, future: int, cap: float) -> Array:
+    """`Ops.attention_relative`: each row's seen rows are gathered by their distance, (N, W, H, hd)."""
+    n_rows = len(q)
+    distances = np.arange(past - 1, -max(future, 1), -1)
+    seen = np.arange(n_rows)[:, None] - distances[None, :]
+    exists = (seen >= 0) & (seen < n_rows)
+    seen = np.clip(seen, 0, n_rows - 1)
+    places = past - distances
+    known = places < len(relative_keys)
+    biases = np.where(known[:, None, None], relative_keys[np.where(known, places, 0)], F32(0))
+    scores = np.einsum("nhd,nwhd->nhw", q, k[seen]) + np.einsum("nhd,whd->nhw", q, biases)
+    scores = F32(cap) * np.tanh(scores / F32(cap))
+    scores[np.broadcast_to(~exists[:, None], scores.shape)] = -np.inf
+    return np.einsum("nhw,nwhd->nhd", _softmax(scores), v[seen])
+
+
+def _softmax(scores: Array) -> Array:
+    """Over the last axis, in float32; every row has a finite score."""
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return weights
+
+
+def _query_blocks(rows: Array, scores_per_row: int) -> list[Array]:
+    size = max(1, _SCORES_AT_ONCE // scores_per_row)
+    return [rows[start : start + size] for start in range(0, len(rows), size)]

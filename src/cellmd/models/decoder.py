@@ -1,0 +1,273 @@
+"""The text decoder of Gemma 4, over packed rows.
+
+A forward pass takes N rows from any number of sequences; row i is the token `ids[i]` at `positions[i]` of the sequence
+in cache slot `slots[i]`. Per row, with RMS norms throughout and no biases:
+
+    x = embedding(id) * sqrt(D), or a soft token of a picture or sound
+    e = (embedding_per_layer(id) * sqrt(P) + norm(x W_p / sqrt(D))) / sqrt(2)      one part of width P for each layer
+    each layer l:
+        x += norm(attention(norm(x)))          q and k normed and turned by RoPE, v normed; scores not scaled
+        x += norm(W_down(gelu(W_gate y) * W_up y)),  y = norm(x)
+        x += norm(W_out(gelu(W_in x) * e_l))
+        x *= scalar_l
+    logits = cap * tanh(norm(x) E^T / cap)
+
+The trailing layers read the keys and values that an earlier layer wrote (`LayerConfig.kv_source`). So a row whose logits
+nobody wants has done its part once the last writing layer has its key and value: it goes no further (`Batch.wanted`).
+
+Source: Gemma 4 as published in transformers, `models/gemma4/modeling_gemma4.py`, classes Gemma4Text*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from cellmd.backends.ops import Matrix, Ops, Tensor
+from cellmd.config import LayerConfig, TextConfig
+from cellmd.models.observe import Observe, ignore
+from cellmd.models.weights import Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The rows of one forward pass, on the backend.
+
+    ids: int32 (N,), token ids; the pad token where a soft token lies.
+    positions, slots: int32 (N,), place in the sequence and the sequence's place in the cache.
+    soft: pairs of rows int32 (n,) and the soft tokens (n, D) that replace their embeddings.
+    wanted: int32 (R,), rows whose logits are wanted, ascending; None for all of them.
+    n_rows, n_wanted: N and R.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    n_rows: int
+    n_wanted: int
+    wanted: Tensor | None = None
+    soft: Sequence[tuple[Tensor, Tensor]] = ()
+
+
+class _Rows(NamedTuple):
+    """What every layer needs to know of its rows. `turns`: a RoPE table for each kind of layer."""
+
+    n: int
+    positions: Tensor
+    slots: Tensor
+    turns: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """One layer, bound.
+
+    turn: index of its RoPE table; cache: index of the layer whose keys and values it reads.
+    queries: (q,); projections: (q, k, v) if the layer writes keys and values, else (q,).
+    per_layer: gate, projection and norm of the layer's own input, None in a model without.
+    """
+
+    name: str
+    window: int
+    turn: int
+    cache: int
+    q_shape: tuple[int, int]
+    kv_shape: tuple[int, int]
+    input_norm: Tensor
+    queries: tuple[Matrix, ...]
+    projections: tuple[Matrix, ...]
+    q_norm: Tensor
+    k_norm: Tensor | None
+    output: Matrix
+    attention_norm: Tensor
+    ffn_norm: Tensor
+    gate_up: tuple[Matrix, Matrix]
+    down: Matrix
+    ffn_out_norm: Tensor
+    per_layer: tuple[Matrix, Matrix, Tensor] | None
+    scale: float
+
+
+class Decoder:
+    """The decoder with its weights bound to a backend. It keeps no state between passes: caches are the caller's."""
+
+    def __init__(self, ops: Ops, config: TextConfig, weights: Weights) -> None:
+        self._ops = ops
+        self._config = config
+        self._eps = config.norm_eps
+        self._embedding = ops.matrix(weights.stored("embed_tokens.weight"))
+        self._norm = weights.norm("norm")
+        self._turns = tuple(dict.fromkeys(_turn(layer) for layer in config.layers))
+        blocks = [
+            _bind(config, layer, self._turns.index(_turn(layer)), weights.under(f"layers.{layer.index}."))
+            for layer in config.layers
+        ]
+        last_writer = config.first_shared_layer - 1
+        self._early, self._last_writer, self._late = (
+            blocks[:last_writer],
+            blocks[last_writer],
+            blocks[last_writer + 1 :],
+        )
+        if config.ple_dim:
+            self._early_inputs = PerLayerInputs(ops, config, weights, 0, last_writer).of
+            self._late_inputs = PerLayerInputs(ops, config, weights, last_writer, config.n_layers).of
+        else:
+            self._early_inputs = lambda x, ids, n_rows: [None] * last_writer
+            self._late_inputs = lambda x, ids, n_rows: [None] * (config.n_layers - last_writer)
+
+    def forward(self, batch: Batch, caches: Sequence[Any], observe: Observe = ignore) -> Tensor | None:
+        """Run the rows of a batch; logits float32 (R, V) of the wanted ones, None if there are none.
+
+        caches: by layer index, the cache of every layer that writes keys and values (anything for the others).
+        """
+        ops = self._ops
+        ops.begin()
+        x = ops.embed(self._embedding, batch.ids, self._config.d_model**0.5)
+        for rows, soft_tokens in batch.soft:
+            ops.put_rows_(x, rows, soft_tokens)
+        observe("embedded", x)
+
+        all_rows = self._rows(batch.n_rows, batch.positions, batch.slots)
+        early_inputs = self._early_inputs(x, batch.ids, batch.n_rows)
+        if batch.wanted is None:
+            late_inputs = self._late_inputs(x, batch.ids, batch.n_rows)
+        elif batch.n_wanted:
+            wanted_ids = ops.take_rows(batch.ids, batch.wanted)
+            late_inputs = self._late_inputs(ops.take_rows(x, batch.wanted), wanted_ids, batch.n_wanted)
+
+        for block, own_input in zip(self._early, early_inputs, strict=True):
+            self._layer(block, block.projections, x, own_input, all_rows, caches, observe)
+
+        block = self._last_writer
+        if batch.wanted is None:
+            rows, projections = all_rows, block.projections
+        else:
+            keys, values = ops.norm_linears(x, block.input_norm, self._eps, block.projections[1:])
+            self._append(block, keys, values, all_rows, caches)
+            if not batch.n_wanted:
+                return None
+            x = ops.take_rows(x, batch.wanted)
+            positions, slots = ops.take_rows(batch.positions, batch.wanted), ops.take_rows(batch.slots, batch.wanted)
+            rows, projections = self._rows(batch.n_wanted, positions, slots), block.queries
+        self._layer(block, projections, x, late_inputs[0], rows, caches, observe)
+
+        for block, own_input in zip(self._late, late_inputs[1:], strict=True):
+            self._layer(block, block.projections, x, own_input, rows, caches, observe)
+
+        (logits,) = ops.norm_linears(x, self._norm, self._eps, (self._embedding,))
+        return ops.softcap_(logits, self._config.softcap) if self._config.softcap else logits
+
+    def _rows(self, n_rows: int, positions: Tensor, slots: Tensor) -> _Rows:
+        turns = tuple(self._ops.rope_table(positions, *turn) for turn in self._turns)
+        return _Rows(n_rows, positions, slots, turns)
+
+    def _append(self, block: _Block, keys: Tensor, values: Tensor, rows: _Rows, caches: Sequence[Any]) -> None:
+        ops, shape = self._ops, (rows.n, *block.kv_shape)
+        keys, values = ops.reshape(keys, shape), ops.reshape(values, shape)
+        turns = rows.turns[block.turn]
+        cache = caches[block.cache]
+        ops.append_normed_(cache, keys, values, block.k_norm, self._eps, turns, rows.slots, rows.positions)
+
+    def _layer(
+        self,
+        block: _Block,
+        projections: tuple[Matrix, ...],
+        x: Tensor,
+        own_input: Tensor | None,
+        rows: _Rows,
+        caches: Sequence[Any],
+        observe: Observe,
+    ) -> None:
+        """One layer, into x (N, D) itself. projections: the block's q, k and v, or q alone if nothing is to be written."""
+        ops, eps = self._ops, self._eps
+        queries, *written = ops.norm_linears(x, block.input_norm, eps, projections)
+        if written:
+            self._append(block, *written, rows, caches)
+        queries = ops.reshape(queries, (rows.n, *block.q_shape))
+        queries = ops.norm_rope(queries, block.q_norm, eps, rows.turns[block.turn])
+        attended = ops.attention(queries, caches[block.cache], rows.slots, rows.positions, block.window)
+        attended = ops.reshape(attended, (rows.n, block.q_shape[0] * block.q_shape[1]))
+        ops.add_norm_(x, ops.linear(attended, block.output), block.attention_norm, eps)
+
+        gate, up = ops.norm_linears(x, block.ffn_norm, eps, block.gate_up)
+        y = ops.linear(ops.geglu(gate, up), block.down)
+        if block.per_layer is None:
+            ops.add_norm_(x, y, block.ffn_out_norm, eps, block.scale)
+        else:
+            ops.add_norm_(x, y, block.ffn_out_norm, eps)
+            gate_in, projection, norm = block.per_layer
+            y = ops.linear(ops.geglu(ops.linear(x, gate_in), own_input), projection)
+            ops.add_norm_(x, y, norm, eps, block.scale)
+        observe(block.name, x)
+
+
+class PerLayerInputs:
+    """Small embeddings of every token for the layers first .. last, from the token's identity and its embedding."""
+
+    def __init__(self, ops: Ops, config: TextConfig, weights: Weights, first: int, last: int) -> None:
+        self._ops = ops
+        self._eps = config.norm_eps
+        self._width = width = config.ple_dim
+        self._token_scale = width**0.5
+        self._projection_scale = config.d_model**-0.5
+        aligned_first = next(layer for layer in range(first, -1, -1) if layer * width % _CUT == 0)
+        aligned_last = next((i for i in range(last, config.n_layers) if i * width % _CUT == 0), config.n_layers)
+        self._n_groups = aligned_last - aligned_first
+        self._span = (aligned_first * width, aligned_last * width)
+        self._columns = [((i - aligned_first) * width, (i - aligned_first + 1) * width) for i in range(first, last)]
+        self._table = weights.table("embed_tokens_per_layer.weight")
+        self._projection = ops.rows_of(weights.matrix("per_layer_model_projection"), *self._span)
+        self._norm = weights.norm("per_layer_projection_norm")
+
+    def of(self, x: Tensor, ids: Tensor, n_rows: int) -> list[Tensor]:
+        """One (N, P) view a layer, from the embedded rows x (N, D) and their ids (N,)."""
+        if not self._columns:
+            return []
+        ops, (start, stop) = self._ops, self._span
+        context = ops.scale_(ops.linear(x, self._projection), self._projection_scale)
+        context = ops.reshape(context, (n_rows * self._n_groups, self._width))
+        context = ops.rms_norm(context, self._norm, self._eps)
+        context = ops.reshape(context, (n_rows, stop - start))
+        identity = ops.embed(self._table, ids, self._token_scale, start, stop)
+        both = ops.scale_(ops.add_(context, identity), 2.0**-0.5)
+        return [ops.columns(both, *span) for span in self._columns]
+
+
+_CUT = 16
+"""A matrix is cut at multiples of this many outputs (`Ops.rows_of`)."""
+
+
+def _turn(layer: LayerConfig) -> tuple[float, int, int]:
+    """Arguments of `Ops.rope_table` for a layer."""
+    return layer.rope_base, layer.rotary_dim, layer.head_dim
+
+
+def _bind(config: TextConfig, layer: LayerConfig, turn: int, weights: Weights) -> _Block:
+    queries = (weights.matrix("self_attn.q_proj"),)
+    written = (weights.matrix("self_attn.k_proj"), weights.matrix("self_attn.v_proj")) if layer.owns_kv else ()
+    per_layer = None
+    if config.ple_dim:
+        matrices = weights.matrix("per_layer_input_gate"), weights.matrix("per_layer_projection")
+        per_layer = (*matrices, weights.norm("post_per_layer_input_norm"))
+    return _Block(
+        name=f"layer.{layer.index}",
+        window=layer.window,
+        turn=turn,
+        cache=layer.kv_source,
+        q_shape=(config.n_heads, layer.head_dim),
+        kv_shape=(layer.n_kv_heads, layer.head_dim),
+        input_norm=weights.norm("input_layernorm"),
+        queries=queries,
+        projections=(*queries, *written),
+        q_norm=weights.norm("self_attn.q_norm"),
+        k_norm=weights.norm("self_attn.k_norm") if layer.owns_kv else None,
+        output=weights.matrix("self_attn.o_proj"),
+        attention_norm=weights.norm("post_attention_layernorm"),
+        ffn_norm=weights.norm("pre_feedforward_layernorm"),
+        gate_up=(weights.matrix("mlp.gate_proj"), weights.matrix("mlp.up_proj")),
+        down=weights.matrix("mlp.down_proj"),
+        ffn_out_norm=weights.norm("post_feedforward_layernorm"),
+        per_layer=per_layer,
+        scale=weights.scalar("layer_scalar"),
+    )

@@ -1,0 +1,54 @@
+"""The whole model: decoder and towers with their weights bound to one backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cellmd.backends.ops import Ops, Tensor
+from cellmd.config import ModelConfig
+from cellmd.errors import PromptError
+from cellmd.models.audio import AudioTower
+from cellmd.models.decoder import Batch, Decoder
+from cellmd.models.observe import Observe, ignore
+from cellmd.models.vision import VisionTower
+from cellmd.models.weights import Weights
+from cellmd.quant.tensor import PackedTensor
+
+if TYPE_CHECKING:
+    from cellmd.processors.features import AudioFeatures, ImageFeatures
+
+
+class Gemma4:
+    """tensors: by their published names, every one the configuration implies (text-only files use the same names)."""
+
+    def __init__(self, ops: Ops, config: ModelConfig, tensors: Mapping[str, PackedTensor]) -> None:
+        weights = Weights(ops, tensors, "model.")
+        self.ops = ops
+        self.config = config
+        self._decoder = Decoder(ops, config.text, weights.under("language_model."))
+        self._vision = self._audio = None
+        if config.vision is not None:
+            tower, embedder = weights.under("vision_tower."), weights.under("embed_vision.")
+            self._vision = VisionTower(ops, config.vision, tower, embedder)
+        if config.audio is not None:
+            tower, embedder = weights.under("audio_tower."), weights.under("embed_audio.")
+            self._audio = AudioTower(ops, config.audio, tower, embedder)
+
+    def forward(self, batch: Batch, caches: Sequence[Any], observe: Observe = ignore) -> Tensor | None:
+        """Logits float32 (R, V) of the wanted rows, valid until the next pass of any kind; None if none are wanted."""
+        return self._decoder.forward(batch, caches, observe)
+
+    def encode_image(self, image: ImageFeatures, observe: Observe = ignore) -> Tensor:
+        """Soft tokens float32 (n_soft_tokens, D) of a picture or film frame, which last."""
+        if self._vision is None:
+            raise PromptError("this model has no vision tower; take the picture or film out of the prompt")
+        self.ops.begin()
+        return self.ops.keep(self._vision.encode(image, observe))
+
+    def encode_audio(self, sound: AudioFeatures, observe: Observe = ignore) -> Tensor:
+        """Soft tokens float32 (n_soft_tokens, D) of a sound of at most 30 s, which last."""
+        if self._audio is None:
+            raise PromptError("this model has no audio tower; take the sound out of the prompt")
+        self.ops.begin()
+        return self.ops.keep(self._audio.encode(sound, observe))
