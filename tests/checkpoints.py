@@ -140,7 +140,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "audio_config": {
             "hidden_size": 52,
             "num_attention_heads": 2,
-            "output_proj_dims": 44,
+            "output_proj_dims": 28,
             "conv_kernel_size": 3,
             "attention_chunk_size": 4,
             "attention_context_left": 5,

@@ -9,11 +9,12 @@ Source of the names: transformers, `models/gemma4/modeling_gemma4.py`; the table
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from cellmd.config import AudioConfig, LayerConfig, ModelConfig, TextConfig, VisionConfig
+from cellmd.errors import CheckpointError
 
 Role = Literal[
     "embedding",  # (V, D): looked up by token, and multiplied as the tied output head
@@ -30,6 +31,8 @@ Role = Literal[
 Component = Literal["text", "per_layer", "vision", "audio"]
 
 CLIP_BOUNDS = ("input_min", "input_max", "output_min", "output_max")
+OUTPUT_HEAD = "lm_head.weight"
+"""Some files carry the output head beside the embedding it is tied to; it is dropped."""
 MEL_CHANNELS = 128
 """Height of a log-mel frame; the convolutions' output, and so `input_proj_linear`, is as wide as it implies."""
 
@@ -59,6 +62,53 @@ def expected_tensors(config: ModelConfig) -> dict[str, TensorSpec]:
         tensors += _audio(config.audio, config.text.d_model)
     tensors += [spec for spec in text if spec.component == "per_layer"]
     return {spec.name: spec for spec in tensors}
+
+
+def check_tensors(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> list[TensorSpec]:
+    """The tensors to store, in order, after comparing what a checkpoint holds with what its configuration implies.
+
+    shapes: of every tensor of the checkpoint, by canonical name. Unused tensors may be there or not. Raises
+    CheckpointError naming the first few tensors that are missing, misshapen or unknown.
+    """
+    _check_audio_alignment(config, shapes)
+    expected = expected_tensors(config)
+    embedding = next(spec for spec in expected.values() if spec.role == "embedding")
+    known = expected | {OUTPUT_HEAD: replace(embedding, name=OUTPUT_HEAD, unused=True)}
+    problems = {
+        "are missing": [name for name, spec in expected.items() if name not in shapes and not spec.unused],
+        "have another shape than config.json implies": [
+            f"{name} {list(shapes[name])} instead of {list(spec.shape)}"
+            for name, spec in known.items()
+            if shapes.get(name, spec.shape) != spec.shape
+        ],
+        "belong to no part of the model": sorted(set(shapes) - set(known)),
+    }
+    found = [f"{len(names)} tensors {what}: {_first_few(names)}" for what, names in problems.items() if names]
+    if found:
+        raise CheckpointError("; ".join(found) + "; config.json and weights are not of one checkpoint")
+    return [spec for spec in expected.values() if not spec.unused]
+
+
+def _check_audio_alignment(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """The seam between audio tower and decoder has messages of its own: it is where checkpoints get mixed up."""
+    tower = shapes.get("model.audio_tower.output_proj.weight", ())
+    embedder = shapes.get("model.embed_audio.embedding_projection.weight", ())
+    if config.audio is None or len(tower) != 2 or len(embedder) != 2:
+        return  # the table of shapes says more about these
+    if tower[0] != embedder[1]:
+        raise CheckpointError(
+            f"audio-to-text alignment: audio_tower.output_proj gives {tower[0]} channels, "
+            f"embed_audio.embedding_projection takes {embedder[1]}; tower and embedder are not of one checkpoint"
+        )
+    if embedder[0] != config.text.d_model:
+        raise CheckpointError(
+            f"audio-to-text alignment: embed_audio.embedding_projection gives {embedder[0]} channels, the decoder's "
+            f"hidden_size is {config.text.d_model}; the audio parts belong to another model"
+        )
+
+
+def _first_few(names: list[str], n: int = 3) -> str:
+    return ", ".join(names[:n]) + (", ..." if len(names) > n else "")
 
 
 def _text(text: TextConfig) -> Iterator[TensorSpec]:
