@@ -18,10 +18,8 @@ from cellmd.errors import MediaDecodeError
 from cellmd.processors.sources import MediaLimits, open_medium
 
 _FORMATS = (
-    "wav,w64,aiff,au,caf,mp3,flac,ogg,aac,ac3,eac3,amr,wv,tta,mov,mp4,m4a,3gp,matroska,webm,avi,asf,flv,"
-    "mpegts,mpeg,mpegvideo,gif,ivf,h264,hevc"
+    "wav,w64,aiff,au,caf,mp3,flac,ogg,aac,ac3,eac3,amr,wv,tta,mov,mp4,m4a,3gp,matroska,webm,avi,asf,flv,mpegts,mpeg,gif"
 )
-_OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
 _READ_BYTES = 1 << 18
 
 
@@ -29,8 +27,13 @@ _READ_BYTES = 1 << 18
 def open_container(medium: Any, limits: MediaLimits) -> Iterator[tuple[str, Any]]:
     """The medium's name and its open av container. Errors while it is open are not translated: see `broken`."""
     with open_medium(medium, limits) as source:
+        options = {
+            "format_whitelist": _FORMATS,
+            "protocol_whitelist": "none",
+            "max_pixels": str(limits.max_pixels),  # decoders refuse larger frames themselves, whenever they come
+        }
         try:
-            container = av.open(source.file, "r", options=_OPTIONS, metadata_errors="replace", buffer_size=_READ_BYTES)
+            container = av.open(source.file, "r", options=options, metadata_errors="replace", buffer_size=_READ_BYTES)
         except Exception as error:  # parsers of hostile input raise whatever they stumble over
             raise broken(source.name, "not a sound or film of a known kind", error) from error
         with container:

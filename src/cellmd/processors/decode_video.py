@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import av
 import numpy as np
 
 from cellmd.errors import ArgumentError, MediaDecodeError, MediaError, MediaLimitError
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _ARRAY_FPS = 24.0  # what the reference takes for frames that come without a rate
+_TOLERATED_DRIFT = 2.0  # frames
 _MOST_FRAMES_PER_SECOND = 240  # bounds the first pass over a file made of tiny packets
-_AV_PRECISION_SECONDS = 1e-3  # Matroska's clock
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,6 @@ def sample_film(
         stream = _film_stream(name, container)
         _check_pixels(name, stream.width, stream.height, limits)
         stream.thread_type = "AUTO"
-        stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}  # a size may change later in the stream
         index = _index_packets(name, container, stream, limits)
         wanted = _choose(name, index.times_s, index.rate, n_frames, fps, limits)
         yield from _decode(name, container, stream, index, wanted)
@@ -83,11 +83,10 @@ def _sample_array(
 
 
 def _film_stream(name: str, container: Any) -> Any:
-    attached = [stream for stream in container.streams.video if stream.disposition & stream.disposition.attached_pic]
     for stream in container.streams.video:
-        if stream not in attached:
+        if not stream.disposition & stream.disposition.attached_pic:  # a cover picture is no film
             return stream
-    raise MediaDecodeError(f"{name}: holds no film" + (" (only a cover picture)" if attached else ""))
+    raise MediaDecodeError(f"{name}: holds no film")
 
 
 def _check_pixels(name: str, width: int, height: int, limits: MediaLimits) -> None:
@@ -103,18 +102,22 @@ class _Index:
     """The frames of a film in the order shown.
 
     pts: their stamps in the stream's clock, ascending; None if the container states none that can be trusted.
-    times_s: seconds from the first. key_pts: stamps of the key frames, ascending. rate: frames a second if constant.
+    times_s: seconds from the first. rate: frames a second if constant.
+    keys: (pts, dts) of the key frames, ascending: when each is shown, and where in the file's own order it lies.
+    start: the earliest stamp of all.
     """
 
     pts: list[int] | None
     times_s: NDArray[np.float64]
-    key_pts: list[int]
     rate: float | None
+    keys: list[tuple[int, int]]
+    start: int
 
 
 def _index_packets(name: str, container: Any, stream: Any, limits: MediaLimits) -> _Index:
     stamps: list[int | None] = []
-    keys: list[int] = []
+    keys: list[tuple[int, int]] = []
+    start = 0
     most = limits.max_video_seconds * _MOST_FRAMES_PER_SECOND
     packets = container.demux(stream)
     while True:
@@ -122,13 +125,16 @@ def _index_packets(name: str, container: Any, stream: Any, limits: MediaLimits) 
             packet = next(packets)
         except StopIteration:
             break
-        except Exception:  # noqa: BLE001 - the file breaks off here: what came before is the film
+        except Exception:  # the file breaks off here: what came before is the film
             break
         if not packet.size or packet.is_discard:
             continue
         stamps.append(packet.pts)
-        if packet.is_keyframe and packet.pts is not None:
-            keys.append(packet.pts)
+        place = packet.pts if packet.dts is None else packet.dts
+        if place is not None:
+            start = min(start, place)
+            if packet.is_keyframe and packet.pts is not None:
+                keys.append((packet.pts, place))
         if len(stamps) > most:
             raise MediaLimitError(f"{name}: more than {most:,.0f} frames; the limit is {limits.max_video_seconds:g} s")
     if not stamps:
@@ -146,7 +152,7 @@ def _index_packets(name: str, container: Any, stream: Any, limits: MediaLimits) 
             f"{name}: {times[-1]:.0f} s of film are more than the limit of {limits.max_video_seconds:g} s; "
             "cut it or raise max_video_seconds"
         )
-    return _Index(pts, times, sorted(keys), rate)
+    return _Index(pts, times, rate, sorted(keys), start)
 
 
 def _trusted(container: Any, stream: Any, stamps: list[int | None]) -> list[int] | None:
@@ -161,11 +167,11 @@ def _trusted(container: Any, stream: Any, stamps: list[int | None]) -> list[int]
 
 
 def _is_constant(times: NDArray[np.float64], rate: float) -> bool:
-    """Whether every frame is shown within half a frame of its place on the grid of `rate`."""
+    """Whether every frame is shown near its place on the grid of `rate` (a dropped frame or two do not matter)."""
     if rate <= 0.0:
         return False
     drift = np.abs(times - np.arange(len(times)) / rate)
-    return bool(drift.max() <= max(0.5 / rate, _AV_PRECISION_SECONDS))
+    return bool(drift.max() <= _TOLERATED_DRIFT / rate)
 
 
 def _choose(
@@ -201,10 +207,8 @@ def _decode(
 ) -> Iterator[Frame]:
     n_found = 0
     try:
-        if index.pts is None:
-            frames = _frames_by_count(container, stream, [number for number, _ in wanted])
-        else:
-            frames = _frames_by_stamp(container, stream, [index.pts[number] for number, _ in wanted], index.key_pts)
+        reader = _Reader(container, stream, index)
+        frames = (reader.by_count if index.pts is None else reader.by_stamp)([number for number, _ in wanted])
         for frame, (_, time_s) in zip(frames, wanted, strict=False):
             yield Frame(_pixels(frame), time_s)
             n_found += 1
@@ -217,44 +221,82 @@ def _decode(
         raise MediaDecodeError(f"{name}: no frame of the film can be decoded")
 
 
-def _frames_by_count(container: Any, stream: Any, numbers: Sequence[int]) -> Iterator[Any]:
-    """Frames by number, decoding all before the last."""
-    _rewind(container, stream)
-    remaining = list(reversed(numbers))
-    for number, frame in enumerate(_decoded(container, stream)):
-        if number == remaining[-1]:
-            yield frame
-            remaining.pop()
-            if not remaining:
+class _Reader:
+    """Decodes forward, and can skip to a key frame."""
+
+    def __init__(self, container: Any, stream: Any, index: _Index) -> None:
+        self._container = container
+        self._stream = stream
+        self._index = index
+        self._can_skip = True
+        self._last: Any = None
+        self._frames: Iterator[Any] = iter(())
+        self._go_to(index.start)
+
+    def by_count(self, numbers: Sequence[int]) -> Iterator[Any]:
+        """Frames by number, decoding all before the last."""
+        remaining = list(reversed(numbers))
+        for number, frame in enumerate(self._frames):
+            if number == remaining[-1]:
+                yield frame
+                remaining.pop()
+                if not remaining:
+                    return
+
+    def by_stamp(self, numbers: Sequence[int]) -> Iterator[Any]:
+        """Frames by the stamp of each, decoding on from the one before or from a key frame between the two."""
+        stamps = self._index.pts or []
+        for number in numbers:
+            n_before = bisect_right(self._index.keys, stamps[number], key=lambda key: key[0])
+            if n_before:
+                self._skip_to(*self._index.keys[n_before - 1])
+            frame = self._first_from(stamps[number])
+            if frame is None:
                 return
+            yield frame
 
+    def _skip_to(self, pts: int, dts: int) -> None:
+        """Go to the key frame shown at pts, unless it lies behind.
 
-def _frames_by_stamp(container: Any, stream: Any, stamps: Sequence[int], keys: Sequence[int]) -> Iterator[Any]:
-    """Frames by stamp: from the key frame before each, unless decoding on from the frame before gets there sooner.
-
-    A stamp that no decoded frame bears (some codecs have packets that show nothing) gives the next frame shown.
-    """
-    position: int | None = None  # stamp of the frame last decoded
-    frames: Iterator[Any] = iter(())
-    can_seek = True
-    last: Any = None
-    for stamp in stamps:
-        before = bisect_right(keys, stamp)
-        key = keys[before - 1] if before else None
-        if position is None or (can_seek and key is not None and key > position):
-            can_seek = can_seek and key is not None and _seek(container, stream, key)
-            if not can_seek:
-                _rewind(container, stream)
-            frames = _decoded(container, stream)
-            last = None
-        if last is None or last.pts < stamp:
-            last = _first_from(frames, stamp, last)
-        if last is not None and last.pts > stamp and can_seek and position != last.pts and _overshot(last, keys, key):
-            can_seek = False  # the container's index is wrong: from here on decode everything in order
-            _rewind(container, stream)
-            frames = _decoded(container, stream)
-            last = _first_from(frames, stamp, None)
-        if last is None:
+        Some containers look places up by pts, some by dts. If neither leads to a frame at or before the wanted one, the
+        container's index is wrong: then begin again and decode everything in order.
+        """
+        if not self._can_skip or (self._last is not None and self._last.pts >= pts):
             return
-        position = last.pts
-        yield last
+        for place in (pts, dts):
+            self._go_to(place)
+            self._last = next(self._frames, None)
+            if self._last is not None and self._last.pts <= pts:
+                return
+        self._can_skip = False
+        self._last = None
+        self._go_to(self._index.start)
+
+    def _go_to(self, place: int) -> None:
+        self._container.seek(place, stream=self._stream)
+        self._frames = _decoded(self._container, self._stream)
+
+    def _first_from(self, stamp: int) -> Any:
+        """The first frame shown at or after a stamp (some codecs have packets that show nothing); None at the end."""
+        while self._last is None or self._last.pts < stamp:
+            self._last = next(self._frames, None)
+            if self._last is None:
+                return None
+        return self._last
+
+
+def _decoded(container: Any, stream: Any) -> Iterator[Any]:
+    """Frames from where the container stands. A packet that does not decode is passed over, as players do."""
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.error.FFmpegError:
+            continue
+        yield from (frame for frame in frames if frame.pts is not None or packet.pts is None)
+
+
+def _pixels(frame: Any) -> NDArray[np.uint8]:
+    """RGB, turned as the film's display matrix says (whole quarter turns counter-clockwise)."""
+    pixels = frame.to_ndarray(format="rgb24")
+    quarter_turns = round(frame.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(pixels, quarter_turns)) if quarter_turns else pixels

@@ -13,7 +13,8 @@ from typing import Any, Literal
 class ImageFeatures:
     """One picture or one film frame, cut into patches.
 
-    patches: float32 (n_patches, 3 * patch_size^2), values 0..1, row-major over the grid, each patch (row, column, channel).
+    patches: float32 (n_patches, 3 * patch_size^2), values 0..1, row-major over the grid, each patch in the order
+        (row, column, channel).
     grid_height, grid_width: patches down and across, both multiples of the pooling size.
     n_soft_tokens: n_patches / pooling^2.
     """
@@ -36,6 +37,14 @@ class AudioFeatures:
     log_mel: Any
     n_soft_tokens: int
     duration_s: float
+
+
+@dataclass(frozen=True)
+class VideoFeatures:
+    """A film: some of its frames, each a picture, and when each is shown in seconds from the start."""
+
+    frames: tuple[ImageFeatures, ...]
+    times_s: tuple[float, ...]
 
 
 MediaKind = Literal["image", "audio", "video"]
