@@ -1,0 +1,84 @@
+"""Recipes: which tensor is coded how, as data. The first rule that matches a tensor's role and name gives its coding.
+
+To add a recipe: a row in `RECIPES`. To treat some tensors apart in one: a rule with a pattern, before the general one.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from cellmd.convert.safetensors import SourceDtype
+from cellmd.convert.tensor_map import Role, TensorSpec
+from cellmd.errors import ArgumentError
+from cellmd.quant.tensor import Coding
+
+GROUP_SIZES = (0, 32, 64, 128, 256)
+"""Columns that may share a scale; 0 is the whole row."""
+
+AS_SOURCE = None
+"""In a rule: keep the source's own dtype, bit for bit."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """roles: none means any. pattern: a regular expression, searched in the name. coding: AS_SOURCE keeps the bits."""
+
+    coding: Coding | None
+    roles: tuple[Role, ...] = ()
+    pattern: str = ""
+
+    def matches(self, spec: TensorSpec) -> bool:
+        return (not self.roles or spec.role in self.roles) and re.search(self.pattern, spec.name) is not None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    name: str
+    summary: str
+    rules: tuple[Rule, ...]
+
+    def coding(self, spec: TensorSpec, source: SourceDtype, group_size: int | None = None) -> Coding:
+        """How a tensor is stored. `group_size` overrides that of every INT4 tensor.
+
+        One scale a row (0) needs no factor to be a share of: it is a float16. Other sizes keep the recipe's scales.
+        """
+        coding = next(rule.coding for rule in self.rules if rule.matches(spec))
+        if coding is AS_SOURCE:
+            return Coding(source)
+        if not coding.quantised or group_size is None:
+            return coding
+        return replace(coding, group_size=group_size, scale_dtype=coding.scale_dtype if group_size else "f16")
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("float", "nothing quantised, the source's own bits: the yardstick", (Rule(AS_SOURCE),)),
+        Recipe(
+            "aggressive",
+            "every 2-D weight INT4, one 8-bit scale for 128 columns (per-layer embeddings: 256), the rest F16",
+            (
+                # Looked up by row only. Half of the file, so its groups are the longest.
+                Rule(Coding("i4", "row", 256, "u8"), ("per_layer_table",)),
+                # The embedding is also the output head: laid out for multiplication.
+                Rule(Coding("i4", "tile16", 128, "u8"), ("embedding", "matrix")),
+                Rule(Coding("f16")),
+            ),
+        ),
+    )
+}
+
+
+def find_recipe(name: str) -> Recipe:
+    """Raises ArgumentError listing the names there are."""
+    if name not in RECIPES:
+        raise ArgumentError(f"no recipe {name!r}; there are: {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def check_group_size(group_size: int | None) -> int | None:
+    """Raises ArgumentError for anything that is not a group size or None."""
+    if group_size is not None and group_size not in GROUP_SIZES:
+        raise ArgumentError(f"group size {group_size!r}: must be one of {', '.join(map(str, GROUP_SIZES))} (0: a row)")
+    return group_size
