@@ -10,10 +10,10 @@ a projection makes them rows x (T, D). Each layer, with W clipped linear layers 
 A last projection and, after a norm, one more to the decoder's width give a soft token a row.
 
 Attention is local and knows distances. With L left_context, R right_context, S chunk_size: row i sees row j, at the
-distance d = i - j, if 0 <= d < L - 1 or 0 < -d < R. Queries are scaled by softplus(per_dim_scale) / (ln 2 sqrt(hd)), keys
-by ln(1 + e) / ln 2. The reference computes in chunks of S rows, of which only the count of distances that have a
-relative key remains: with C = S + L - 1 + R, key index p = L - 1 - d exists for p <= C // 2, and is W_r of the sinusoids
-of C // 2 - p.
+distance d = i - j, if 0 <= d < L - 1 or 0 < -d < R. Queries are scaled by softplus(per_dim_scale) / (ln 2 sqrt(hd)),
+keys by ln(1 + e) / ln 2. The reference computes in chunks of S rows, of which only the count of distances that have a
+relative key remains: with C = S + L - 1 + R, key index p = L - 1 - d exists for p <= C // 2, and is W_r of the
+sinusoids of C // 2 - p.
 
 Source: transformers, `models/gemma4/modeling_gemma4.py`, classes Gemma4Audio* and Gemma4MultimodalEmbedder.
 """
@@ -94,7 +94,8 @@ class AudioTower:
         self._projection = embedder.matrix("embedding_projection")
 
     def encode(self, sound: AudioFeatures, observe: Observe = ignore) -> Tensor:
-        """Soft tokens float32 (ceil(ceil(n_frames / 2) / 2), D of the decoder), valid until the backend's next `begin`."""
+        """Soft tokens float32 (a quarter of the frames, rounded up, D of the decoder), valid until the backend's next
+        `begin`."""
         ops, config = self._ops, self._config
         x = ops.floats(sound.log_mel)
         n_frames, n_bins = x.shape

@@ -12,8 +12,9 @@ in cache slot `slots[i]`. Per row, with RMS norms throughout and no biases:
         x *= scalar_l
     logits = cap * tanh(norm(x) E^T / cap)
 
-The trailing layers read the keys and values that an earlier layer wrote (`LayerConfig.kv_source`). So a row whose logits
-nobody wants has done its part once the last writing layer has its key and value: it goes no further (`Batch.wanted`).
+The trailing layers read the keys and values that an earlier layer wrote (`LayerConfig.kv_source`). So a row whose
+logits nobody wants has done its part once the last writing layer has its key and value: it goes no further
+(`Batch.wanted`).
 
 Source: Gemma 4 as published in transformers, `models/gemma4/modeling_gemma4.py`, classes Gemma4Text*.
 """
@@ -179,7 +180,7 @@ class Decoder:
         caches: Sequence[Any],
         observe: Observe,
     ) -> None:
-        """One layer, into x (N, D) itself. projections: the block's q, k and v, or q alone if nothing is to be written."""
+        """One layer, into x (N, D) itself. projections: the block's q, k and v, or q alone to write nothing."""
         ops, eps = self._ops, self._eps
         queries, *written = ops.norm_linears(x, block.input_norm, eps, projections)
         if written:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from cellmd.backends.ops import Clip
+from cellmd.quant.decode import decode, decode_rows
 from cellmd.quant.tensor import PackedTensor
 
 DECODED_BYTES = 256 << 20
@@ -62,42 +63,15 @@ class Weights:
         """start, stop and float32 values (stop - start, K) of consecutive blocks of rows."""
         row_bytes = 4 * self.n_columns
         if self._decoded is None and self._budget.take(self.n_rows * row_bytes):
-            self._decoded = decode_rows(self._packed, self._first, self._first + self.n_rows)
+            self._decoded = decode_rows(self._packed, slice(self._first, self._first + self.n_rows))
         if self._decoded is not None:
             yield 0, self.n_rows, self._decoded
             return
         step = max(16, _BLOCK_BYTES // row_bytes // 16 * 16)
         for start in range(0, self.n_rows, step):
             stop = min(start + step, self.n_rows)
-            yield start, stop, decode_rows(self._packed, self._first + start, self._first + stop)
+            yield start, stop, decode_rows(self._packed, slice(self._first + start, self._first + stop))
 
     def gather(self, ids: np.ndarray, start: int, stop: int) -> np.ndarray:
         """Columns start .. stop of the rows `ids`: float32 (N, stop - start)."""
-        return gather_rows(self._packed, self._first + ids, start, stop)
-
-
-def decode(packed: PackedTensor) -> np.ndarray:
-    return decode_rows(replace_shape(packed), 0, 1 << 62).reshape(packed.shape)
-
-
-def replace_shape(packed):
-    from dataclasses import replace
-
-    return replace(
-        packed, shape=(int(np.prod(packed.shape[:-1])) if packed.shape else 1, packed.shape[-1] if packed.shape else 1)
-    )
-
-
-def _floats(packed):
-    raw = packed.data
-    if packed.coding.dtype == "bf16":
-        return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(packed.shape)
-    return raw.view({"f32": np.float32, "f16": np.float16}[packed.coding.dtype]).reshape(packed.shape)
-
-
-def decode_rows(packed, a, b):
-    return _floats(packed)[a:b].astype(np.float32)
-
-
-def gather_rows(packed, ids, a, b):
-    return _floats(packed)[ids, a:b].astype(np.float32)
+        return decode_rows(self._packed, self._first + ids)[:, start:stop]

@@ -1,0 +1,111 @@
+"""From logits to the next token.
+
+In this order, as transformers' generation does: repetition penalty over the tokens so far, temperature, then of the
+tokens that remain only the top_k likeliest, of those the likeliest that together reach top_p, of those the ones at
+least min_p times as likely as the likeliest. Then one draw from what is left. The same logits, options and seed give
+the same tokens on every machine: probabilities are float64, the generator is NumPy's PCG64, one number is drawn a
+token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from cellmd.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose. temperature 0 always takes the likeliest token.
+
+    top_k 0, top_p 1, min_p 0 and repetition_penalty 1 change nothing. seed None draws a new one.
+    Raises ArgumentError for a value out of its range.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            self.temperature >= 0 and math.isfinite(self.temperature), "temperature", self.temperature, "0 or more"
+        )
+        _require(isinstance(self.top_k, int) and self.top_k >= 0, "top_k", self.top_k, "a whole number, 0 or more")
+        _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        _require(0 <= self.min_p <= 1, "min_p", self.min_p, "from 0 to 1")
+        penalty = self.repetition_penalty
+        _require(penalty > 0 and math.isfinite(penalty), "repetition_penalty", penalty, "above 0")
+        seed = self.seed
+        _require(seed is None or (isinstance(seed, int) and seed >= 0), "seed", seed, "a whole number, 0 or more")
+
+
+class Sampler:
+    """Chooses the tokens of one sequence. `seen` are the tokens before the first choice (the prompt's)."""
+
+    def __init__(self, options: Sampling, seen: Iterable[int] = ()) -> None:
+        self._options = options
+        self._random = np.random.Generator(np.random.PCG64(options.seed))
+        self._seen = set(seen) if options.repetition_penalty != 1.0 else set()
+
+    def choose(self, logits: np.ndarray) -> int:
+        """The next token id from logits float32 (V,), which are left as they are."""
+        options = self._options
+        logits = self._penalised(logits)
+        if options.temperature == 0.0:
+            token = int(np.argmax(logits))
+        else:
+            ids, probabilities = candidates(logits, options)
+            drawn = self._random.random() * probabilities.sum()
+            place = int(np.searchsorted(np.cumsum(probabilities), drawn, side="right"))
+            token = int(ids[min(place, len(ids) - 1)])
+        if options.repetition_penalty != 1.0:
+            self._seen.add(token)
+        return token
+
+    def _penalised(self, logits: np.ndarray) -> np.ndarray:
+        if not self._seen:
+            return logits
+        ids = np.fromiter(self._seen, dtype=np.int64, count=len(self._seen))
+        penalty = np.float32(self._options.repetition_penalty)
+        logits = logits.copy()
+        logits[ids] = np.where(logits[ids] > 0, logits[ids] / penalty, logits[ids] * penalty)
+        return logits
+
+
+def candidates(logits: np.ndarray, options: Sampling) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens that may be drawn, likeliest first (of equals the lower id), and their float64 probabilities among the
+    tokens that top_k left, not summing to 1 once top_p or min_p has cut."""
+    scores = logits.astype(np.float64) / options.temperature
+    ids = np.arange(len(scores))
+    if 0 < options.top_k < len(scores):
+        threshold = np.partition(scores, -options.top_k)[-options.top_k]
+        ids = np.flatnonzero(scores >= threshold)
+    order = np.lexsort((ids, -scores[ids]))
+    ids = ids[order]
+    probabilities = np.exp(scores[ids] - scores[ids[0]])
+    probabilities /= probabilities.sum()
+    keep = len(ids)
+    if options.top_p < 1.0:
+        keep = min(keep, int(np.searchsorted(np.cumsum(probabilities), options.top_p)) + 1)
+    if options.min_p > 0.0:
+        keep = min(keep, int(np.count_nonzero(probabilities >= options.min_p * probabilities[0])))
+    return ids[:keep], probabilities[:keep]
+
+
+def logprob(logits: np.ndarray, token: int) -> float:
+    """Natural logarithm of the token's probability under the logits (V,) as the model gave them."""
+    scores = logits.astype(np.float64)
+    top = scores.max()
+    return float(scores[token] - top - np.log(np.exp(scores - top).sum()))
+
+
+def _require(holds: bool, name: str, value: object, what: str) -> None:
+    if not holds:
+        raise ArgumentError(f"{name} must be {what}, found {value!r}")

@@ -1,0 +1,24 @@
+"""Every operation test runs on every backend that is installed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cellmd.backends import create, installed
+from cellmd.backends.ops import Ops
+
+
+@pytest.fixture(params=installed(), scope="session")
+def ops(request: pytest.FixtureRequest) -> Ops:
+    return create(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_pass(ops: Ops) -> None:
+    ops.begin()
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20)
