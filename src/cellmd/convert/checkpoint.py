@@ -22,9 +22,10 @@ import numpy as np
 from cellmd.config import ModelConfig
 from cellmd.convert.assets import find_assets, read_json
 from cellmd.convert.hub import fetch
-from cellmd.convert.safetensors import SafetensorsFile, SourceDtype, StoredTensor, to_float32
+from cellmd.convert.safetensors import SafetensorsFile, SourceDtype, StoredTensor
 from cellmd.convert.tensor_map import OUTPUT_HEAD
 from cellmd.errors import ArgumentError, CheckpointError
+from cellmd.quant.floats import from_stored
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -125,7 +126,7 @@ class Checkpoint:
 
     def read_rows(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows start..stop of a tensor as float32; the whole of it by default."""
-        return to_float32(self.read_stored(name, start, stop), self.dtype(name))
+        return from_stored(self.read_stored(name, start, stop), self.dtype(name))
 
     def fingerprint(self) -> str:
         """SHA-256 over the configuration and the table of tensors: says which model this is, without reading 10 GB."""

@@ -11,10 +11,8 @@ from dataclasses import dataclass, replace
 from cellmd.convert.safetensors import SourceDtype
 from cellmd.convert.tensor_map import Role, TensorSpec
 from cellmd.errors import ArgumentError
+from cellmd.quant.schemes import GROUP_SIZES
 from cellmd.quant.tensor import Coding
-
-GROUP_SIZES = (0, 32, 64, 128, 256)
-"""Columns that may share a scale; 0 is the whole row."""
 
 AS_SOURCE = None
 """In a rule: keep the source's own dtype, bit for bit."""

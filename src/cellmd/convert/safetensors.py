@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeGuard
 import numpy as np
 
 from cellmd.errors import CheckpointError
+from cellmd.quant.floats import STORED
 
 SourceDtype = Literal["bf16", "f16", "f32"]
 
@@ -26,7 +27,6 @@ MAX_RANK = 8
 MAX_NAME = 400
 
 _DTYPES: dict[str, SourceDtype] = {"BF16": "bf16", "F16": "f16", "F32": "f32"}
-_STORAGE: dict[SourceDtype, np.dtype[Any]] = {"bf16": np.dtype("<u2"), "f16": np.dtype("<f2"), "f32": np.dtype("<f4")}
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class StoredTensor:
 
     @property
     def n_bytes(self) -> int:
-        return math.prod(self.shape) * _STORAGE[self.dtype].itemsize
+        return math.prod(self.shape) * STORED[self.dtype].itemsize
 
 
 class SafetensorsFile:
@@ -64,7 +64,7 @@ class SafetensorsFile:
     def read_stored(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows start..stop (of the first axis; all of a scalar) in the stored dtype, bfloat16 as uint16 bits."""
         tensor = self.tensors[name]
-        storage = _STORAGE[tensor.dtype]
+        storage = STORED[tensor.dtype]
         shape, skipped = tensor.shape, 0
         if shape:
             stop = shape[0] if stop is None else stop
@@ -148,13 +148,6 @@ class SafetensorsFile:
             )
         if at < file_bytes:
             raise self._fail(f"{file_bytes - at} bytes follow the last tensor")
-
-
-def to_float32(stored: np.ndarray, dtype: SourceDtype) -> np.ndarray:
-    """What `read_stored` gave, as float32; exact for all three dtypes."""
-    if dtype == "bf16":
-        return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return stored.astype(np.float32)
 
 
 def _naturals(values: object) -> TypeGuard[list[int]]:
