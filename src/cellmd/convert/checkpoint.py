@@ -119,6 +119,9 @@ class Checkpoint:
     def shape(self, name: str) -> tuple[int, ...]:
         return self.tensors[name].tensor.shape
 
+    def n_bytes(self, name: str) -> int:
+        return self.tensors[name].tensor.n_bytes
+
     def read_stored(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows start..stop of a tensor as stored; bfloat16 as uint16 bits."""
         source = self.tensors[name]

@@ -1,0 +1,77 @@
+"""Recipes: which tensor gets which coding, what `--group-size` changes, and that E2B fits its budget."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from cellmd.config import ModelConfig
+from cellmd.convert.recipe import RECIPES, check_group_size, find_recipe
+from cellmd.convert.tensor_map import TensorSpec, expected_tensors
+from cellmd.errors import ArgumentError
+from cellmd.quant import Coding, coding_problem, sizes
+from checkpoints import SHAPES, checkpoint_config
+
+E2B = Path(__file__).parents[1] / "data" / "e2b_config.json"
+BUDGET_BYTES = int(2.45 * 2**30)
+
+
+def stored(config: ModelConfig) -> list[TensorSpec]:
+    return [spec for spec in expected_tensors(config).values() if not spec.unused]
+
+
+def total(recipe: str, group_size: int | None = None) -> int:
+    specs = stored(ModelConfig.from_dict(json.loads(E2B.read_text())))
+    return sum(sizes(spec.shape, find_recipe(recipe).coding(spec, "bf16", group_size)).total for spec in specs)
+
+
+def test_e2b_fits_its_budget_with_room_for_tokenizer_and_header() -> None:
+    """The tokenizer takes 5 MB deflated, names, sizes and checksums of 1,951 tensors about 2 MB."""
+    assert total("aggressive") + 8_000_000 < BUDGET_BYTES
+
+
+def test_one_scale_a_row_is_the_smallest_and_smaller_groups_are_larger() -> None:
+    by_group = [total("aggressive", group) for group in (0, 256, 128, 64, 32)]
+    assert by_group == sorted(by_group)
+    assert by_group[0] < total("aggressive") < by_group[2]
+
+
+def test_float_keeps_every_byte() -> None:
+    specs = stored(ModelConfig.from_dict(json.loads(E2B.read_text())))
+    assert total("float") == 2 * sum(math.prod(spec.shape) for spec in specs)
+
+
+@pytest.mark.parametrize("shape", sorted(SHAPES))
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+@pytest.mark.parametrize("group_size", [None, 0, 32, 64, 128, 256])
+def test_every_tensor_has_a_coding_that_fits_it(recipe: str, shape: str, group_size: int | None) -> None:
+    for spec in stored(ModelConfig.from_dict(checkpoint_config(shape))):
+        assert coding_problem(spec.shape, find_recipe(recipe).coding(spec, "bf16", group_size)) is None
+
+
+def test_aggressive_quantises_what_has_two_dimensions_and_nothing_else() -> None:
+    for spec in stored(ModelConfig.from_dict(json.loads(E2B.read_text()))):
+        coding = find_recipe("aggressive").coding(spec, "bf16")
+        assert coding.dtype == ("i4" if len(spec.shape) == 2 else "f16")
+        assert coding.layout == ("tile16" if spec.role in ("matrix", "embedding") else "row")
+
+
+def test_group_size_overrides_every_quantised_tensor() -> None:
+    specs = {spec.role: spec for spec in stored(ModelConfig.from_dict(checkpoint_config("tiny")))}
+    aggressive = find_recipe("aggressive")
+    assert aggressive.coding(specs["per_layer_table"], "bf16") == Coding("i4", "row", 256, "u8")
+    assert aggressive.coding(specs["per_layer_table"], "bf16", 64) == Coding("i4", "row", 64, "u8")
+    assert aggressive.coding(specs["matrix"], "bf16", 0) == Coding("i4", "tile16", 0, "f16")
+    assert aggressive.coding(specs["norm"], "bf16", 64) == Coding("f16")
+    assert find_recipe("float").coding(specs["matrix"], "f32", 64) == Coding("f32")
+
+
+def test_wrong_names_and_sizes_are_refused_with_the_right_ones() -> None:
+    with pytest.raises(ArgumentError, match="no recipe 'best'; there are: float, aggressive"):
+        find_recipe("best")
+    for wrong in (1, 16, 512, -1):
+        with pytest.raises(ArgumentError, match="must be one of 0, 32, 64, 128, 256"):
+            check_group_size(wrong)
