@@ -39,8 +39,10 @@ def decode_audio(
     A file that ends early gives what it holds. Raises MediaDecodeError, MediaLimitError.
     """
     limits = limits or MediaLimits()
-    array, array_rate = medium if _is_array_with_rate(medium) else (medium, rate_hz)
-    if isinstance(array, np.ndarray):
+    if isinstance(medium, np.ndarray):
+        medium = medium, rate_hz
+    if isinstance(medium, tuple) and len(medium) == 2 and isinstance(medium[0], np.ndarray):
+        array, array_rate = medium
         return _from_array(media_name(medium), array, array_rate, rate_hz, limits)
     with open_container(medium, limits) as (name, container):
         if not container.streams.audio:
@@ -48,10 +50,6 @@ def decode_audio(
                 return np.zeros(0, np.float32)
             raise MediaDecodeError(f"{name}: holds no sound")
         return _decode_stream(name, container, rate_hz, limits)
-
-
-def _is_array_with_rate(medium: Any) -> bool:
-    return isinstance(medium, tuple) and len(medium) == 2 and isinstance(medium[0], np.ndarray)
 
 
 def _decode_stream(name: str, container: Any, rate_hz: int, limits: MediaLimits) -> NDArray[np.float32]:
@@ -98,20 +96,22 @@ def _mono(name: str, frame: Any) -> NDArray[np.float32]:
 def _mean_of_channels(name: str, samples: NDArray[Any]) -> NDArray[np.float32]:
     """(channels, n) of any sample type -> float32 (n,), full scale -1..1. Refuses NaN and infinity."""
     kind = samples.dtype
+    offset, full_scale = 0.0, 1.0
     if kind == np.uint8:
-        mono = (samples.mean(axis=0, dtype=np.float64) - 128.0) / 128.0
+        offset = full_scale = 128.0
     elif np.issubdtype(kind, np.signedinteger):
-        mono = samples.mean(axis=0, dtype=np.float64) / -float(np.iinfo(kind).min)
-    elif np.issubdtype(kind, np.floating):
-        mono = samples.mean(axis=0, dtype=np.float64)
-        if not np.isfinite(mono).all():
-            raise MediaDecodeError(f"{name}: the sound holds samples that are not finite")
-    else:
+        full_scale = -float(np.iinfo(kind).min)
+    elif not np.issubdtype(kind, np.floating):
         raise MediaDecodeError(f"{name}: samples of {kind} are no sound; give floats or integers")
-    return mono.astype(np.float32)
+    mono: NDArray[np.float64] = samples.mean(axis=0, dtype=np.float64)
+    if not np.isfinite(mono).all():
+        raise MediaDecodeError(f"{name}: the sound holds samples that are not finite")
+    return ((mono - offset) / full_scale).astype(np.float32)
 
 
-def _from_array(name: str, array: NDArray[Any], array_rate: Any, rate_hz: int, limits: MediaLimits) -> Any:
+def _from_array(
+    name: str, array: NDArray[Any], array_rate: Any, rate_hz: int, limits: MediaLimits
+) -> NDArray[np.float32]:
     if array.ndim not in (1, 2) or array.size == 0:
         raise MediaDecodeError(f"{name}: an array of shape {array.shape} is no sound; give (samples,)")
     channels = np.atleast_2d(array)

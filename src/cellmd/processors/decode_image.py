@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cellmd.errors import MediaDecodeError, MediaError, MediaLimitError
 from cellmd.processors.sources import MediaLimits, media_name, open_medium
@@ -37,7 +37,7 @@ def decode_image(medium: Any, limits: MediaLimits | None = None) -> NDArray[np.u
     with open_medium(medium, limits) as source:
         try:
             image = Image.open(source.file, formats=_FORMATS)
-        except Image.UnidentifiedImageError:
+        except UnidentifiedImageError:
             raise MediaDecodeError(f"{name}: not a picture of a known kind ({', '.join(_FORMATS).lower()})") from None
         except Image.DecompressionBombError as error:
             raise MediaLimitError(f"{name}: {error}") from None

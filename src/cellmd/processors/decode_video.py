@@ -139,14 +139,15 @@ def _index_packets(name: str, container: Any, stream: Any, limits: MediaLimits) 
             raise MediaLimitError(f"{name}: more than {most:,.0f} frames; the limit is {limits.max_video_seconds:g} s")
     if not stamps:
         raise MediaDecodeError(f"{name}: the film has no frames")
-    average = float(stream.average_rate or 0.0)
+    average = float(stream.average_rate or _ARRAY_FPS)
+    rate: float | None = average
+    times = np.arange(len(stamps)) / average
     pts = _trusted(container, stream, stamps)
-    if pts is None:
-        rate = average or _ARRAY_FPS
-        times = np.arange(len(stamps)) / rate
-    else:
-        times = (np.asarray(pts, np.float64) - pts[0]) * float(stream.time_base)
-        rate = average if _is_constant(times, average) else None
+    if pts is not None:
+        stated = (np.asarray(pts, np.float64) - pts[0]) * float(stream.time_base)
+        # On a constant rate if every frame is shown near its place on the grid; a dropped frame or two do not matter.
+        if np.abs(stated - times).max() > _TOLERATED_DRIFT / average:
+            times, rate = stated, None
     if times[-1] > limits.max_video_seconds:
         raise MediaLimitError(
             f"{name}: {times[-1]:.0f} s of film are more than the limit of {limits.max_video_seconds:g} s; "
@@ -166,14 +167,6 @@ def _trusted(container: Any, stream: Any, stamps: list[int | None]) -> list[int]
     return pts if len(set(pts)) == len(pts) else None
 
 
-def _is_constant(times: NDArray[np.float64], rate: float) -> bool:
-    """Whether every frame is shown near its place on the grid of `rate` (a dropped frame or two do not matter)."""
-    if rate <= 0.0:
-        return False
-    drift = np.abs(times - np.arange(len(times)) / rate)
-    return bool(drift.max() <= _TOLERATED_DRIFT / rate)
-
-
 def _choose(
     name: str,
     times_s: NDArray[np.float64],
@@ -184,10 +177,8 @@ def _choose(
 ) -> list[tuple[int, float]]:
     """Numbers of the frames to take, ascending, and the time of each. rate None: evenly in time."""
     total = len(times_s)
-    if rate is not None:
-        duration = total / rate
-    else:  # the last frame is shown about as long as the average one
-        duration = float(times_s[-1]) * total / max(total - 1, 1)
+    # Without a rate, the last frame is taken to be shown as long as the average one.
+    duration = total / rate if rate is not None else float(times_s[-1]) * total / max(total - 1, 1)
     n = max(1, int(duration * fps)) if fps is not None else n_frames
     n = min(n, total)
     if n > limits.max_frames:

@@ -1,10 +1,10 @@
 """Keeps special tokens out of what users write.
 
-A chat prompt is one text in which `<turn|>` and its like are control tokens. A user's own text may hold the same strings,
-by accident or by design, and must not end a turn or forge another. So before the template runs, every such string in the
-messages is put between two characters that occur nowhere else in them, and after it, what stands between them is
-encoded as ordinary text. Messages without such strings, which is nearly all, are encoded as one text, exactly as the
-reference does; others as the reference does with `sanitize_control_tokens`.
+A chat prompt is one text in which `<turn|>` and its like are control tokens. A user's own text may hold the same
+strings, by accident or by design, and must not end a turn or forge another. So before the template runs, every such
+string in the messages is put between two characters that occur nowhere else in them, and after it, what stands between
+them is encoded as ordinary text. Messages without such strings, which is nearly all, are encoded as one text, exactly
+as the reference does; others as the reference does with `sanitize_control_tokens`.
 """
 
 from __future__ import annotations

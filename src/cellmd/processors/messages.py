@@ -88,7 +88,7 @@ def conversation(
     for kind, left in reader.waiting.items():
         if left:
             raise PromptError(
-                f"{len(given[kind])} of kind {kind} given, but the messages have {len(given[kind]) - len(left)} place(s) "
+                f"{len(given[kind])} of kind {kind} given, but the messages have {len(given[kind]) - len(left)} places "
                 f"for them; add a part {{'type': '{kind}'}} where each belongs"
             )
     return Conversation(plain, reader.media)

@@ -99,8 +99,8 @@ class Processor:
         messages: a string or messages; see `cellmd.processors.messages` for their forms and for where media go.
         images, audio, videos: paths, bytes, file objects, PIL images, arrays; one or a list.
         tools: function declarations (JSON schema) for the template. thinking: let the model reason first.
-        image_tokens: soft-token budget of each picture: 70, 140, 280, 560 or 1120. video_frames, video_fps: frames taken
-        from a film. video_audio: a film's sound, if it has any, follows its frames.
+        image_tokens: soft-token budget of each picture: 70, 140, 280, 560 or 1120.
+        video_frames, video_fps: frames taken from a film. video_audio: its sound, if it has any, follows its frames.
         raw: `messages` is the prompt's exact text, special tokens and media placeholders included; no template runs.
         Text before which no `<bos>` stands gets one.
 
@@ -112,7 +112,6 @@ class Processor:
             talk = conversation(messages, images, audio, videos, video_audio=video_audio)
             self._check_towers(talk.media)
             segments = self._rendered(talk, tools, thinking)
-        self._check_towers(talk.media)
         image_front_end = with_budget(self.config.image, image_tokens)
         features_ms: dict[str, float] = {}
         runs: list[list[_Run]] = []
@@ -154,6 +153,7 @@ class Processor:
                 text = text.replace(film, film + self._tokens.placeholder["audio"])
         else:
             talk = conversation(text, images, audio, videos, video_audio=video_audio)
+            self._check_towers(talk.media)
             text = "".join(self._tokens.placeholder[part.kind] for part in talk.media) + text
         return talk, [Segment(begin + text, literal=False)]
 

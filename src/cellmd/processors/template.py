@@ -39,7 +39,7 @@ class ChatTemplate:
     ) -> str:
         """The text of a conversation up to where the model is to answer.
 
-        messages, tools: plain JSON data. special_tokens: names such as `bos_token`, which the template uses as variables.
+        messages, tools: plain JSON data. special_tokens: variables of the template such as `bos_token`.
         Raises PromptError with the template's own words if it refuses the messages.
         """
         variables = {

@@ -50,7 +50,7 @@ class Tokenizer:
             raise PromptError(f"text that is not valid Unicode cannot be tokenized: {error}") from None
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        """The text of token ids. Bytes that make no character become U+FFFD; ids outside the vocabulary give nothing."""
+        """The text of token ids. Bytes that make no character become U+FFFD, ids outside the vocabulary nothing."""
         try:
             return str(self._backend.decode(list(ids), skip_special_tokens=skip_special))
         except (OverflowError, TypeError) as error:
