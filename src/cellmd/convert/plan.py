@@ -20,6 +20,15 @@ and the same checkpoint must give the same file everywhere."""
 
 
 @dataclass(frozen=True)
+class Block:
+    """Rows start..stop of a tensor, and the bytes of reading them; stop None is the whole tensor."""
+
+    start: int
+    stop: int | None
+    source_bytes: int
+
+
+@dataclass(frozen=True)
 class PlannedTensor:
     """source_bytes: what reading it takes. sizes: bytes of the blobs that it becomes."""
 
@@ -28,17 +37,16 @@ class PlannedTensor:
     source_bytes: int
     sizes: Sizes
 
-    def blocks(self) -> Iterator[tuple[int, int | None]]:
-        """Ranges of rows to be encoded one after another; (0, None) is the whole tensor. Seams of quantised tensors lie
-        at multiples of 16 rows, as their layouts need."""
+    def blocks(self) -> Iterator[Block]:
+        """The parts that are encoded on their own, in order. They begin at multiples of 16 rows, as layouts need."""
         shape = self.spec.shape
         if math.prod(shape) <= BLOCK_WEIGHTS:
-            yield 0, None
+            yield Block(0, None, self.source_bytes)
             return
-        rows = BLOCK_WEIGHTS // math.prod(shape[1:])
-        step = max(TILE_ROWS, rows // TILE_ROWS * TILE_ROWS) if self.coding.quantised else max(1, rows)
+        step = max(TILE_ROWS, BLOCK_WEIGHTS // math.prod(shape[1:]) // TILE_ROWS * TILE_ROWS)
         for start in range(0, shape[0], step):
-            yield start, min(start + step, shape[0])
+            stop = min(start + step, shape[0])
+            yield Block(start, stop, self.source_bytes // shape[0] * (stop - start))
 
 
 def plan_conversion(checkpoint: Checkpoint, recipe: Recipe, group_size: int | None) -> list[PlannedTensor]:
@@ -60,8 +68,8 @@ def _plan(checkpoint: Checkpoint, spec: TensorSpec, recipe: Recipe, group_size: 
 
 def _fits_f16(checkpoint: Checkpoint, planned: PlannedTensor) -> bool:
     """Whether no finite number of a tensor is beyond float16 (65,504), as the bounds of unlimited layers may be."""
-    for start, stop in planned.blocks():
-        values = checkpoint.read_rows(planned.spec.name, start, stop)
+    for block in planned.blocks():
+        values = checkpoint.read_rows(planned.spec.name, block.start, block.stop)
         with np.errstate(over="ignore"):
             if (np.isinf(values.astype(np.float16)) & np.isfinite(values)).any():
                 return False
