@@ -144,8 +144,8 @@ class Decoder:
         if batch.wanted is None:
             rows, projections = all_rows, block.projections
         else:
-            keys, values = ops.norm_linears(x, block.input_norm, self._eps, block.projections[1:])
-            self._append(block, keys, values, all_rows, caches)
+            written = ops.norm_linears(x, block.input_norm, self._eps, block.projections[1:])
+            self._append(block, written, all_rows, caches)
             if not batch.n_wanted:
                 return None
             x = ops.take_rows(x, batch.wanted)
@@ -163,9 +163,9 @@ class Decoder:
         turns = tuple(self._ops.rope_table(positions, *turn) for turn in self._turns)
         return _Rows(n_rows, positions, slots, turns)
 
-    def _append(self, block: _Block, keys: Tensor, values: Tensor, rows: _Rows, caches: Sequence[Any]) -> None:
+    def _append(self, block: _Block, written: Sequence[Tensor], rows: _Rows, caches: Sequence[Any]) -> None:
         ops, shape = self._ops, (rows.n, *block.kv_shape)
-        keys, values = ops.reshape(keys, shape), ops.reshape(values, shape)
+        keys, values = (ops.reshape(y, shape) for y in written)
         turns = rows.turns[block.turn]
         cache = caches[block.cache]
         ops.append_normed_(cache, keys, values, block.k_norm, self._eps, turns, rows.slots, rows.positions)
@@ -184,7 +184,7 @@ class Decoder:
         ops, eps = self._ops, self._eps
         queries, *written = ops.norm_linears(x, block.input_norm, eps, projections)
         if written:
-            self._append(block, *written, rows, caches)
+            self._append(block, written, rows, caches)
         queries = ops.reshape(queries, (rows.n, *block.q_shape))
         queries = ops.norm_rope(queries, block.q_norm, eps, rows.turns[block.turn])
         attended = ops.attention(queries, caches[block.cache], rows.slots, rows.positions, block.window)

@@ -37,12 +37,12 @@ class KvCache:
 
     def can_go_back(self, n_written: int, n_kept: int) -> bool:
         """Whether a sequence of n_written positions can go on from its first n_kept: no ring has lost what they see."""
-        return all(
-            n_written <= _capacity(layer, self.context, self.chunk)
-            or n_written - n_kept <= _capacity(layer, self.context, self.chunk) - layer.window + 1
-            for layer in self._config.layers
-            if layer.owns_kv
-        )
+        for layer in self._config.layers:
+            first_seen = max(0, n_kept - layer.window + 1) if layer.window else 0
+            first_held = n_written - _capacity(layer, self.context, self.chunk)
+            if layer.owns_kv and first_seen < n_kept and first_seen < first_held:
+                return False
+        return True
 
     def check_room(self, n_prompt: int, n_answer: int) -> None:
         """Raise ContextLengthError if prompt and answer do not fit the context or the memory that is free now."""

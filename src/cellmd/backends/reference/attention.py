@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from cellmd.backends.ops import Tensor
+
 F32 = np.float32
-Array = np.ndarray
 
 _SCORES_AT_ONCE = 1 << 24
 """Scores held at a time (64 MB): queries are taken in blocks of as many rows as fit."""
@@ -22,13 +23,13 @@ class Cache:
         self.keys = np.zeros((n_slots, capacity, n_kv_heads, head_dim), dtype=F32)
         self.values = np.zeros((n_slots, capacity, n_kv_heads, head_dim), dtype=F32)
 
-    def append(self, keys: Array, values: Array, slots: Array, positions: Array) -> None:
+    def append(self, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor) -> None:
         places = positions % self.capacity
         self.keys[slots, places] = keys
         self.values[slots, places] = values
 
 
-def causal(q: Array, cache: Cache, slots: Array, positions: Array, window: int) -> Array:
+def causal(q: Tensor, cache: Cache, slots: Tensor, positions: Tensor, window: int) -> Tensor:
     """`Ops.attention`, one sequence of the batch after another."""
     out = np.empty_like(q)
     for slot in np.unique(slots):
@@ -38,7 +39,7 @@ def causal(q: Array, cache: Cache, slots: Array, positions: Array, window: int) 
     return out
 
 
-def _causal_rows(q: Array, cache: Cache, slot: int, positions: Array, window: int) -> Array:
+def _causal_rows(q: Tensor, cache: Cache, slot: int, positions: Tensor, window: int) -> Tensor:
     """Rows of one sequence: q (n, H, hd), positions (n,)."""
     first = max(0, int(positions.min()) - window + 1) if window else 0
     seen = np.arange(first, int(positions.max()) + 1)
@@ -60,7 +61,7 @@ def _causal_rows(q: Array, cache: Cache, slot: int, positions: Array, window: in
     return out
 
 
-def bidirectional(q: Array, k: Array, v: Array) -> Array:
+def bidirectional(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """`Ops.attention_bidirectional`."""
     out = np.empty_like(q)
     for block in _query_blocks(np.arange(len(q)), len(k)):
@@ -69,7 +70,7 @@ def bidirectional(q: Array, k: Array, v: Array) -> Array:
     return out
 
 
-def relative(q: Array, k: Array, v: Array, relative_keys: Array, *, past: int, future: int, cap: float) -> Array:
+def relative(q: Tensor, k: Tensor, v: Tensor, relative_keys: Tensor, *, past: int, future: int, cap: float) -> Tensor:
     """`Ops.attention_relative`: each row's seen rows are gathered by their distance, (N, W, H, hd)."""
     n_rows = len(q)
     distances = np.arange(past - 1, -max(future, 1), -1)
@@ -85,13 +86,13 @@ def relative(q: Array, k: Array, v: Array, relative_keys: Array, *, past: int, f
     return np.einsum("nhw,nwhd->nhd", _softmax(scores), v[seen])
 
 
-def _softmax(scores: Array) -> Array:
+def _softmax(scores: Tensor) -> Tensor:
     """Over the last axis, in float32; every row has a finite score."""
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     return weights
 
 
-def _query_blocks(rows: Array, scores_per_row: int) -> list[Array]:
+def _query_blocks(rows: Tensor, scores_per_row: int) -> list[Tensor]:
     size = max(1, _SCORES_AT_ONCE // scores_per_row)
     return [rows[start : start + size] for start in range(0, len(rows), size)]

@@ -1,0 +1,224 @@
+"""Running sequences: soft tokens, chunked prefill, the decode loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator
+from collections.abc import Sequence as Listed
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cellmd.backends.ops import Tensor
+from cellmd.errors import PromptError
+from cellmd.models.gemma4 import Gemma4
+from cellmd.models.observe import Observe, ignore
+from cellmd.processors.features import AudioFeatures, MediaSpan, Prompt
+from cellmd.runtime.answer import Answer
+from cellmd.runtime.batch import Part, Sequence, SoftTokens, pack
+from cellmd.runtime.kv_cache import KvCache
+from cellmd.runtime.result import FinishReason, Piece, Timings, Usage
+from cellmd.runtime.sampler import Sampler, logprob
+from cellmd.runtime.stop import StopStrings
+
+
+class Runner:
+    """A model and the cache its sequences live in."""
+
+    def __init__(self, model: Gemma4, cache: KvCache) -> None:
+        self.model = model
+        self.cache = cache
+        self._ops = model.ops
+        self._pad_id = model.config.text.pad_token_id
+
+    def start(self, prompt: Prompt, slot: int) -> tuple[Sequence, dict[str, float]]:
+        """A new sequence of the prompt with its media encoded, and the encoders' milliseconds by kind of media."""
+        self.check(prompt)
+        soft, encoder_ms = self.encode(prompt.media)
+        return Sequence(slot, list(prompt.token_ids), soft), encoder_ms
+
+    def check(self, prompt: Prompt) -> None:
+        """Raise PromptError for an empty prompt or ids outside the vocabulary."""
+        vocab_size = self.model.config.text.vocab_size
+        if not prompt.token_ids:
+            raise PromptError("the prompt is empty")
+        wrong = next((token for token in prompt.token_ids if not 0 <= token < vocab_size), None)
+        if wrong is not None:
+            raise PromptError(f"token id {wrong} is outside the vocabulary of {vocab_size}")
+
+    def encode(self, media: Listed[MediaSpan]) -> tuple[list[SoftTokens], dict[str, float]]:
+        soft: list[SoftTokens] = []
+        encoder_ms: dict[str, float] = {}
+        for span in media:
+            began = time.perf_counter()
+            features = span.features
+            if isinstance(features, AudioFeatures):
+                values = self.model.encode_audio(features)
+            else:
+                values = self.model.encode_image(features)
+            soft.append(SoftTokens(span.start, features.n_soft_tokens, values))
+            encoder_ms[span.kind] = encoder_ms.get(span.kind, 0.0) + _ms_since(began)
+        return soft, encoder_ms
+
+    def advance(self, parts: Listed[Part], observe: Observe = ignore) -> Tensor | None:
+        """One forward pass over the parts; logits (R, V) of the wanted rows. The sequences move on."""
+        logits = self.model.forward(pack(self._ops, parts, self._pad_id), self.cache.layers, observe)
+        for part in parts:
+            part.sequence.n_done += part.n_rows
+        return logits
+
+    def prefill(self, sequence: Sequence) -> np.ndarray:
+        """Run all that is pending, in chunks; float32 (V,), logits of the last token."""
+        while sequence.n_pending > self.cache.chunk:
+            self.advance([Part(sequence, self.cache.chunk, 0)])
+        return self._last_row(self.advance([Part(sequence, sequence.n_pending, 1)]))
+
+    def step(self, sequence: Sequence) -> np.ndarray:
+        """Run the one pending token; float32 (V,)."""
+        return self._last_row(self.advance([Part(sequence, 1, 1)]))
+
+    def all_logits(self, sequence: Sequence) -> np.ndarray:
+        """Run all that is pending, in chunks; float32 (N, V), logits of every token."""
+        rows = []
+        while sequence.n_pending:
+            n = min(sequence.n_pending, self.cache.chunk)
+            rows.append(self._ops.to_numpy(self.advance([Part(sequence, n, n)])))
+        return np.concatenate(rows)
+
+    def _last_row(self, logits: Tensor | None) -> np.ndarray:
+        row: np.ndarray = self._ops.to_numpy(logits)[-1]
+        return row
+
+
+@dataclass
+class Settings:
+    """How one answer is made. end_ids: tokens that end it. max_tokens: at least 1."""
+
+    end_ids: Collection[int]
+    max_tokens: int
+    stops: StopStrings = field(default_factory=StopStrings)
+    logprobs: bool = False
+
+
+def generate(
+    runner: Runner,
+    sequence: Sequence,
+    sampler: Sampler,
+    answer: Answer,
+    settings: Settings,
+    *,
+    features_ms: dict[str, float],
+    encoder_ms: dict[str, float],
+) -> Iterator[Piece]:
+    """Answer a sequence whose prompt is pending. The sequence grows by every chosen token; closing the iterator early
+    leaves it consistent: what has run has run, the rest is pending."""
+    n_prompt, n_cached = len(sequence.token_ids), sequence.n_done
+    clock = _Clock()
+    logits = runner.prefill(sequence)
+    prefill_ms = clock.stop()
+    finish: FinishReason | None = None
+    n_tokens = 0
+    unsent: list[int] = []
+    unsent_logprobs: list[float] = []
+    clock = _Clock()
+    while True:
+        token = sampler.choose(logits)
+        sequence.token_ids.append(token)
+        n_tokens += 1
+        unsent.append(token)
+        if settings.logprobs:
+            unsent_logprobs.append(logprob(logits, token))
+        text = reasoning = ""
+        if token in settings.end_ids:
+            finish = "stop"
+        else:
+            delta = answer.feed(token)
+            text, reasoning = settings.stops.push(delta.text), delta.reasoning
+            if settings.stops.found:
+                finish = "stop_string"
+            elif n_tokens == settings.max_tokens:
+                finish = "length"
+        if finish is not None:
+            break
+        if text or reasoning:
+            piece = Piece(text, reasoning, tuple(unsent), tuple(unsent_logprobs))
+            unsent, unsent_logprobs = [], []
+            clock.pause()
+            yield piece
+            clock.go_on()
+        logits = runner.step(sequence)
+    last = answer.finish()
+    text += settings.stops.push(last.text) + settings.stops.finish()
+    if settings.stops.found:
+        finish = "stop_string"
+    decode_ms = clock.stop()
+    yield Piece(
+        text=text,
+        reasoning=reasoning + last.reasoning,
+        token_ids=tuple(unsent),
+        logprobs=tuple(unsent_logprobs),
+        finish_reason=finish,
+        usage=Usage(n_prompt, n_tokens, n_cached),
+        timings=Timings(
+            features_ms=features_ms,
+            encoder_ms=encoder_ms,
+            prefill_ms=prefill_ms,
+            decode_ms=decode_ms,
+            prefill_tokens_per_s=_rate(n_prompt - n_cached, prefill_ms),
+            decode_tokens_per_s=_rate(n_tokens - 1, decode_ms),
+        ),
+        tool_calls=tuple(answer.tool_calls),
+    )
+
+
+def common_prefix(old: Prompt, old_ids: Listed[int], new: Prompt) -> int:
+    """How many first tokens of `new` are those of a sequence that was begun with `old` and has grown to `old_ids`,
+    media included; at most all but the last, which has to be run for its logits."""
+    n = next((i for i, (a, b) in enumerate(zip(old_ids, new.token_ids, strict=False)) if a != b), None)
+    n = min(len(old_ids), len(new.token_ids)) if n is None else n
+    n = min(n, len(new.token_ids) - 1)
+    for i, span in enumerate(new.media):
+        if span.start >= n:
+            break
+        if i >= len(old.media) or not _same_medium(old.media[i], span):
+            return span.start
+    return n
+
+
+def _same_medium(a: MediaSpan, b: MediaSpan) -> bool:
+    if (a.start, a.kind) != (b.start, b.kind):
+        return False
+    if isinstance(a.features, AudioFeatures) or isinstance(b.features, AudioFeatures):
+        return (
+            isinstance(a.features, AudioFeatures)
+            and isinstance(b.features, AudioFeatures)
+            and np.array_equal(a.features.log_mel, b.features.log_mel)
+        )
+    same_grid = a.features.grid_width == b.features.grid_width
+    return same_grid and np.array_equal(a.features.patches, b.features.patches)
+
+
+class _Clock:
+    """Milliseconds of our own work: not what the caller does between two pieces."""
+
+    def __init__(self) -> None:
+        self._ms = 0.0
+        self._began = time.perf_counter()
+
+    def pause(self) -> None:
+        self._ms += _ms_since(self._began)
+
+    def go_on(self) -> None:
+        self._began = time.perf_counter()
+
+    def stop(self) -> float:
+        self.pause()
+        return self._ms
+
+
+def _ms_since(began: float) -> float:
+    return (time.perf_counter() - began) * 1000.0
+
+
+def _rate(n_tokens: int, ms: float) -> float | None:
+    return n_tokens / ms * 1000.0 if n_tokens > 0 and ms > 0 else None
