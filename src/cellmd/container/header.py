@@ -185,10 +185,9 @@ def check_ranges(header: Header, header_end: int, file_size: int) -> None:
     for what, blob in sorted(header.blobs(), key=lambda item: (item[1].offset, item[1].nbytes)):
         if blob.offset < end:
             raise LayoutError(f"{what} at byte {blob.offset} overlaps {before}, which ends at {end}")
-        if blob.offset > file_size:
-            raise LayoutError(f"{what} at byte {blob.offset} lies outside the file of {file_size} bytes")
         if blob.offset != start:
-            raise LayoutError(f"{what} lies at byte {blob.offset}, after {before} it must lie at {start}")
+            outside = f", outside the file of {file_size} bytes" if blob.offset > file_size else ""
+            raise LayoutError(f"{what} lies at byte {blob.offset}{outside}; after {before} it must lie at {start}")
         end, before = blob.offset + blob.nbytes, what
         start = aligned(end, BLOB_ALIGNMENT)
     if file_size < end:

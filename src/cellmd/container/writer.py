@@ -121,14 +121,14 @@ class ContainerWriter:
         return self._n_bytes
 
     def write(self, name: str, first_row: int, block: EncodedBlock) -> None:
-        """Store rows of a tensor from `first_row` on, a multiple of 16 (0 for a whole tensor). Safe from any thread.
+        """Store rows of a tensor from `first_row` on, in the layout tile16 a multiple of 16. Safe from any thread.
 
         Raises ArgumentError for rows that do not fit or were written before, ContainerError if the disk refuses.
         """
         tensor = self._tensors.get(name)
         if tensor is None:
             raise ArgumentError(f"tensor {name!r} was not declared")
-        if first_row % TILE_ROWS:
+        if tensor.coding.layout == "tile16" and first_row % TILE_ROWS:
             raise ArgumentError(f"tensor {name!r}: a block starts at row {first_row}, no multiple of {TILE_ROWS}")
         before = sizes((first_row, *tensor.shape[1:]), tensor.coding) if first_row else None
         for part in PARTS:

@@ -14,25 +14,32 @@ from cellmd.quant.tensor import ScaleDtype
 U8_STEPS = 255
 _SMALLEST_F16 = np.float32(2.0**-24)
 
+_REACH = np.float32(1 + 1 / 256)
+"""A scale that must reach the largest weight may fall short of it by this much: less than half a step of int8."""
 
-def encode_scales(scales: np.ndarray, dtype: ScaleDtype, *, round_up: bool) -> tuple[np.ndarray, np.ndarray | None]:
+
+def encode_scales(scales: np.ndarray, dtype: ScaleDtype, *, must_reach: bool) -> tuple[np.ndarray, np.ndarray | None]:
     """float32 (N, G) -> stored scales (N, G) and row factors float32 (N,), None unless dtype is "u8".
 
-    A scale that is not 0 never becomes 0. The row factor is the largest scale of its row over 255. round_up: a code of
-    u8 is rounded up, for quantisers that must not clip. A scale beyond the type's range becomes infinite: see
-    `schemes.encode_block`, which refuses it.
+    The nearest number that can be stored, but never 0 for a scale that is not. The row factor is the largest scale of
+    its row over 255. must_reach: the next larger number where the nearest is too small, for scales (not negative) that
+    must not clip. A scale beyond the type's range becomes infinite: `encode_block` refuses it.
     """
     if dtype == "u8":
         factors = scales.max(axis=1) / np.float32(U8_STEPS)
         steps = scales * np.divide(1, factors, out=np.zeros_like(factors), where=factors > 0)[:, None]
-        # A scale that lies on a step but for float32 rounding stays on it.
-        codes = np.ceil(steps - np.float32(1e-4)) if round_up else np.rint(steps)
-        codes = np.clip(codes, scales > 0, U8_STEPS)
+        codes = np.clip(np.rint(steps), scales > 0, U8_STEPS)
+        if must_reach:
+            codes += steps > codes * _REACH
         return codes.astype(np.uint8), factors
     if dtype == "f16":
         lost = (np.abs(scales) < _SMALLEST_F16) & (scales != 0)
         scales = np.where(lost, np.copysign(_SMALLEST_F16, scales), scales)
-    return to_stored(scales, dtype), None
+    stored = to_stored(scales, dtype)
+    if must_reach and dtype == "f16":  # only its subnormal numbers lie that far apart
+        short = scales > stored.astype(np.float32) * _REACH
+        stored = np.where(short, np.nextafter(stored, np.float16(np.inf)), stored)
+    return stored, None
 
 
 def decode_scales(stored: np.ndarray, dtype: ScaleDtype, row_factors: np.ndarray | None) -> np.ndarray:

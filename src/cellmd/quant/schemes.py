@@ -61,7 +61,8 @@ class Sizes:
 
 
 def sizes(shape: tuple[int, ...], coding: Coding) -> Sizes:
-    """Exact byte counts of a tensor of this shape. (start, K) gives where row `start`, a multiple of 16, begins."""
+    """Exact byte counts of a tensor of this shape. The sizes of the first rows alone are where the next
+    row's bytes begin; in tile16 that is so at multiples of 16 rows."""
     if not coding.quantised:
         return Sizes(math.prod(shape) * STORED[coding.dtype].itemsize)
     n_rows, n_columns = shape
