@@ -9,6 +9,7 @@ spaces, tabs and newlines) are listed; if the rule does not hold at all (a small
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from array import array
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,8 @@ from cellmd.processors.vocabulary.pipeline import Pipeline, read_pipeline
 from cellmd.processors.vocabulary.table import derived_rank, longest_run
 
 Merge = tuple[str, str]
+# What the library's decoder takes for a byte (a sign is admitted where a number is parsed).
+_BYTE_TOKEN = re.compile(r"<0x(?:[0-9A-Fa-f]{2}|\+[0-9A-Fa-f])>")
 
 
 def compile_vocabulary(tokenizer_json: bytes) -> bytes:
@@ -46,7 +49,7 @@ def compile_vocabulary(tokenizer_json: bytes) -> bytes:
     pipeline = read_pipeline(content)
     tokens = _all_tokens(vocabulary, pipeline)
     strings = [token.encode() for token in tokens]
-    _check_byte_tokens(tokens, vocabulary, merges)
+    _check_byte_tokens(tokens, vocabulary, merges, pipeline)
     listed, derived = _split_merges(vocabulary, merges)
     keys, codes = _pack_merges(vocabulary, listed)
     slots = _hash_table(strings)
@@ -100,21 +103,31 @@ def _read_model(content: Mapping[str, Any]) -> tuple[dict[str, int], list[Merge]
         raise UnsupportedModelError("tokenizer.json: model has no vocab and merges of a BPE")
     try:
         ids = array("I", vocabulary.values())
-        pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
-        for token in vocabulary:
-            token.encode()
-    except (TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise CheckpointError(f"tokenizer.json: malformed vocab or merges ({error})") from error
+        "".join(vocabulary).encode()
+    except (TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"tokenizer.json: malformed vocab ({error})") from error
     if sorted(ids) != list(range(len(ids))):
         raise UnsupportedModelError("tokenizer.json: the ids of the vocabulary are not 0, 1, 2, ... without a gap")
     if "" in vocabulary:
         raise UnsupportedModelError("tokenizer.json: the vocabulary holds an empty token")
-    for rank, pair in enumerate(pairs):
-        if len(pair) != 2 or pair[0] not in vocabulary or pair[1] not in vocabulary or "".join(pair) not in vocabulary:
-            raise CheckpointError(f"tokenizer.json: merge {rank} {pair} is not made of tokens of the vocabulary")
     # Of a pair that is listed twice, the last rank counts.
-    last = {(left, right): rank for rank, (left, right) in enumerate(pairs)}
+    last = {pair: rank for rank, pair in enumerate(_read_merges(merges))}
+    for left, right in last:
+        if left not in vocabulary or right not in vocabulary or left + right not in vocabulary:
+            raise CheckpointError(f"tokenizer.json: merge ({left!r}, {right!r}) has parts that are not tokens")
     return vocabulary, sorted(last, key=last.__getitem__)
+
+
+def _read_merges(merges: Sequence[object]) -> list[Merge]:
+    """Merges as pairs of strings, or in the older form as strings with a space between, after a line of the version."""
+    if all(isinstance(merge, str) for merge in merges):
+        merges = [merge.split(" ") for merge in merges if isinstance(merge, str) and not merge.startswith("#version")]
+    pairs = []
+    for rank, merge in enumerate(merges):
+        if not isinstance(merge, list) or len(merge) != 2 or not all(isinstance(part, str) for part in merge):
+            raise CheckpointError(f"tokenizer.json: merge {rank} {merge!r} is not a pair of tokens")
+        pairs.append((merge[0], merge[1]))
+    return pairs
 
 
 def _all_tokens(vocabulary: Mapping[str, int], pipeline: Pipeline) -> list[str]:
@@ -141,19 +154,18 @@ def _all_tokens(vocabulary: Mapping[str, int], pipeline: Pipeline) -> list[str]:
     return tokens
 
 
-def _check_byte_tokens(tokens: Sequence[str], vocabulary: Mapping[str, int], merges: Sequence[Merge]) -> None:
-    """Each byte has its token <0xHH>, no other token reads as a byte, and no merge begins from one."""
+def _check_byte_tokens(
+    tokens: Sequence[str], vocabulary: Mapping[str, int], merges: Sequence[Merge], pipeline: Pipeline
+) -> None:
+    """Each byte has its token <0xHH>, no other token decodes as a byte, and no merge starts from one."""
     names = {f"<0x{byte:02X}>" for byte in range(256)}
     missing = sorted(names - vocabulary.keys())
     if missing:
         raise UnsupportedModelError(f"tokenizer.json: byte fallback without the token {missing[0]}")
     for token in tokens:
-        if token.startswith("<0x") and len(token.encode()) == 6 and token.endswith(">") and token not in names:
-            try:
-                int(token[3:5], 16)
-            except ValueError:
-                continue
-            raise UnsupportedModelError(f"tokenizer.json: {token!r} reads as a byte but is not written like one")
+        shown = pipeline.detokenizer(token) if pipeline.detokenizer else token
+        if (token in names) != (_BYTE_TOKEN.fullmatch(shown) is not None) or (token in names and shown != token):
+            raise UnsupportedModelError(f"tokenizer.json: {token!r} is not read as a byte as it is written")
     for left, right in merges:
         if left in names or right in names:
             raise UnsupportedModelError(f"tokenizer.json: the merge ({left!r}, {right!r}) joins a byte token")
@@ -168,9 +180,9 @@ def _split_merges(vocabulary: Mapping[str, int], merges: Sequence[Merge]) -> tup
         return merges, False
     ranks = [derived_rank(0, vocabulary[left + right], len(left.encode())) for left, right in merges]
     start = len(ranks)
-    while start > 1 and ranks[start - 2] < ranks[start - 1]:
+    while start and (start == len(ranks) or ranks[start - 1] < ranks[start]):
         start -= 1
-    return merges[: start - 1 if start == 1 else start], True
+    return merges[:start], True
 
 
 def _pack_merges(

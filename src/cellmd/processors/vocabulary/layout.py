@@ -20,7 +20,7 @@ ALIGNMENT = 64
 ID_BITS = 20
 MAX_TOKENS = (1 << ID_BITS) - 1  # a slot holds id + 1, and 0 says empty
 MAX_TOKEN_BYTES = 4095  # so that a merge's rank can hold the length of its left half in 12 bits
-MAX_PIPELINE_BYTES = 1 << 24
+MAX_PIPELINE_BYTES = 1 << 22  # about 35,000 added tokens
 MAX_SLOT_RUN = 512  # longest run of occupied slots: bounds a look-up in a hostile table
 
 _HEADER = struct.Struct("<8s9I")
@@ -86,7 +86,8 @@ def may_join(text: str, borders: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]
     """
     codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
     bit = border_bit(codes[:-1], codes[1:], 8 * len(borders))
-    return (borders[bit >> np.uint32(3)] >> (bit & np.uint32(7)).astype(np.uint8)) & 1 != 0
+    found = borders[bit >> np.uint32(3)] >> (bit & np.uint32(7)).astype(np.uint8)
+    return np.asarray(found & np.uint8(1), dtype=np.bool_)
 
 
 def character_pairs(words: list[str]) -> npt.NDArray[np.uint32]:

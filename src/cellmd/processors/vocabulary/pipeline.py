@@ -17,6 +17,7 @@ from typing import Any
 
 from cellmd.errors import CheckpointError, UnsupportedModelError
 
+MAX_REPLACEMENT = 16  # characters: bounds what a hostile table can blow a text up to
 _TOKENIZER_KEYS = {
     "version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder",
     "model",
@@ -119,7 +120,9 @@ def _replacement(part: Mapping[str, Any] | None, where: str) -> Replacement | No
     pattern, content = part["pattern"], part["content"]
     if set(pattern) != {"String"} or not pattern["String"]:
         raise UnsupportedModelError(f"tokenizer.json: {where} replaces {pattern}, a plain string is supported")
-    return Replacement(_text(pattern["String"]), _text(content))
+    if len(_text(content)) > MAX_REPLACEMENT:
+        raise UnsupportedModelError(f"tokenizer.json: {where} puts in {len(content)} characters for each found")
+    return Replacement(_text(pattern["String"]), content)
 
 
 def _check_pre_tokenizer(part: Mapping[str, Any] | None, normalizer: Replacement | None) -> None:

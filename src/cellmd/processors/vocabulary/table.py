@@ -116,11 +116,9 @@ class Table:
 
     def _check_strings(self) -> None:
         offsets = np.asarray(self.offsets)
-        lengths = np.diff(offsets.astype(np.int64))
+        lengths = np.diff(offsets)  # unsigned: a step back becomes huge
         if offsets[0] != 0 or offsets[-1] != len(self.strings) or lengths.min() < 1 or lengths.max() > MAX_TOKEN_BYTES:
-            raise LayoutError(
-                "vocabulary table: token offsets do not ascend from 0 to the end of the strings; convert the model again"
-            )
+            raise LayoutError("vocabulary table: token offsets do not ascend over the strings; convert the model again")
         starts = np.frombuffer(self.strings, dtype=np.uint8)[offsets[:-1]]
         decoder = codecs.getincrementaldecoder("utf-8")()
         try:

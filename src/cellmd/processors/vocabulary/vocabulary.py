@@ -1,0 +1,162 @@
+"""The compiled tokenizer: text to token ids and back, with the results of the `tokenizers` library, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from cellmd.errors import ArgumentError
+from cellmd.processors.vocabulary.added import AddedTokens
+from cellmd.processors.vocabulary.bpe import Merger
+from cellmd.processors.vocabulary.layout import ID_BITS
+from cellmd.processors.vocabulary.table import Buffer, Table, derived_rank
+
+_MAX_REMEMBERED = 1 << 14
+
+
+class Vocabulary:
+    """A tokenizer read straight from a compiled table. Immutable to its users, and safe to share between threads."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._pipeline = table.pipeline
+        self._merger = Merger(table)
+        self._raw = AddedTokens(token for token in self._pipeline.added if not token.normalized)
+        self._normalized = AddedTokens(token for token in self._pipeline.added if token.normalized)
+        self._texts: dict[int, str] = {}
+        self._bytes = {token: byte for byte, token in enumerate(table.byte_ids)}
+        self.size: int = table.counts.tokens
+        """Number of tokens; ids are 0 to size - 1."""
+        self.special_ids: frozenset[int] = frozenset(token.id for token in self._pipeline.added if token.special)
+
+    @classmethod
+    def open(cls, buffer: Buffer) -> Vocabulary:
+        """buffer: a table from `compile_vocabulary`, as bytes or as a view of a mapped file, kept and not copied.
+
+        Raises a ContainerError (NotCellmdError, TruncatedError, LayoutError, HeaderError, CorruptError) if it is not
+        one or is damaged.
+        """
+        return cls(Table(buffer))
+
+    def encode(self, text: str, *, add_special_tokens: bool = False, parse_special: bool = True) -> list[int]:
+        """The token ids of `text`.
+
+        add_special_tokens: with what the template puts around a text (<bos>).
+        parse_special: special tokens written in the text become those tokens; otherwise they are text like any other.
+        Raises ArgumentError if the text holds a lone surrogate.
+        """
+        pipeline = self._pipeline
+        ids = list(pipeline.prefix) if add_special_tokens else []
+        try:
+            for raw, token in self._raw.split(text, special=parse_special):
+                if raw:
+                    normal = pipeline.normalizer(raw) if pipeline.normalizer else raw
+                    for piece, inner in self._normalized.split(normal, special=parse_special):
+                        ids += self._merger.encode(piece)
+                        if inner is not None:
+                            ids.append(inner.id)
+                if token is not None:
+                    ids.append(token.id)
+        except UnicodeEncodeError as error:
+            surrogate = ord(error.object[error.start])
+            raise ArgumentError(
+                f"the text holds the lone surrogate U+{surrogate:04X}, which is no character; remove it, or decode its "
+                "source with errors='replace'"
+            ) from error
+        if add_special_tokens:
+            ids += pipeline.suffix
+        return ids
+
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
+        """The text of `ids`. Ids beyond the vocabulary give nothing; byte tokens in a row that are not UTF-8 together
+        give one U+FFFD each. Raises ArgumentError for a negative id."""
+        skipped = self.special_ids if skip_special_tokens else frozenset[int]()
+        pieces: list[str] = []
+        pending = bytearray()
+        for token in ids:
+            if token in skipped or token >= self.size:
+                continue
+            byte = self._bytes.get(token)
+            if byte is not None:
+                pending.append(byte)
+                continue
+            if pending:
+                pieces.append(_join_bytes(pending))
+                pending.clear()
+            pieces.append(self._texts.get(token) or self._text(token))
+        if pending:
+            pieces.append(_join_bytes(pending))
+        return "".join(pieces)
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token as it stands in the vocabulary (a space is U+2581 there), or None."""
+        try:
+            found = self._table.find(token.encode())
+        except UnicodeEncodeError:
+            return None
+        return found if found >= 0 else None
+
+    def token(self, token_id: int) -> str:
+        """The token as it stands in the vocabulary. Raises ArgumentError if there is no such id."""
+        self._check(token_id)
+        return self._table.string(token_id).decode()
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What the token adds to decoded text, in UTF-8; a byte token adds its one byte, which may be part of a
+        character. Special tokens give their own name. Raises ArgumentError if there is no such id."""
+        byte = self._bytes.get(token_id)
+        return self._text(token_id).encode() if byte is None else bytes([byte])
+
+    def is_byte(self, token_id: int) -> bool:
+        """Whether the token stands for a single byte."""
+        return token_id in self._bytes
+
+    def tokenizer_json(self) -> bytes:
+        """The tokenizer.json that was compiled, rebuilt: for the `tokenizers` library it means the same."""
+        table, content = self._table, dict(self._table.content)
+        names = [table.string(token).decode() for token in range(table.counts.model_tokens)]
+        model: dict[str, Any] = dict(content["model"])
+        model["vocab"] = {name: token for token, name in enumerate(names)}
+        model["merges"] = [[left, right] for left, right in self._merges(names, model["vocab"])]
+        content["model"] = model
+        return json.dumps(content, ensure_ascii=False).encode()
+
+    def _merges(self, names: list[str], ids: dict[str, int]) -> list[tuple[str, str]]:
+        """All merges in order of rank."""
+        table = self._table
+        codes, keys = np.asarray(table.merge_codes), np.asarray(table.merge_keys)
+        listed = [divmod(key, 1 << 32) for key in keys[np.argsort(codes >> np.uint64(ID_BITS))].tolist()]
+        merges = [(names[left], names[right]) for left, right in listed]
+        if table.counts.derived:
+            known = set(merges)
+            ranked = [
+                (derived_rank(0, ids[name], len(name[:cut].encode())), (name[:cut], name[cut:]))
+                for name in names
+                for cut in range(1, len(name))
+                if name[:cut] in ids and name[cut:] in ids
+            ]
+            merges += [merge for _, merge in sorted(ranked) if merge not in known]
+        return merges
+
+    def _text(self, token_id: int) -> str:
+        text = self.token(token_id)
+        if self._pipeline.detokenizer is not None:
+            text = self._pipeline.detokenizer(text)
+        if len(self._texts) >= _MAX_REMEMBERED:
+            self._texts.clear()
+        self._texts[token_id] = text
+        return text
+
+    def _check(self, token_id: int) -> None:
+        if not 0 <= token_id < self.size:
+            raise ArgumentError(f"token id {token_id}: the vocabulary has ids 0 to {self.size - 1}")
+
+
+def _join_bytes(pending: bytearray) -> str:
+    try:
+        return pending.decode()
+    except UnicodeDecodeError:
+        return "\ufffd" * len(pending)
