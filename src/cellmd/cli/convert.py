@@ -4,19 +4,18 @@
     cellmd convert --input google/gemma-4-E2B-it --output gemma-4-E2B-it.cellmd     (fetched; needs cellmd[hub])
 
 The input is a folder as Hugging Face has it (config.json, safetensors, tokenizer.json, chat template, generation and
-processor configs) or a hub id. The file holds everything: tokenizer, template and configs too. It appears under its name
-only when it is complete.
+processor configs) or a hub id. The file holds everything: tokenizer, template and configs too. It appears under its
+name only when it is complete.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
-from typing import Any
 
 from cellmd.cli import options
+from cellmd.cli.progress import ProgressBar
 from cellmd.errors import ArgumentError
 
 GROUP_SIZES = ("row", "32", "64", "128", "256")
@@ -47,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import cellmd
 
-    with _Progress(visible=not args.quiet) as progress:
+    with ProgressBar("converting", visible=not args.quiet) as bar:
         report = cellmd.convert(
             args.input,
             args.output,
@@ -55,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
             group_size=_group_size(args.group_size),
             threads=args.threads,
             copy_tokenizer=args.copy_tokenizer,
-            progress=progress,
+            progress=bar.reach,
         )
     print(json.dumps(report.as_dict()) if args.json else report.table())
     return 0
@@ -73,28 +72,3 @@ def _group_size(word: str | None) -> int | None:
     if word is None:
         return None
     return 0 if word == "row" else int(word)
-
-
-class _Progress:
-    """A progress bar on stderr with size, rate and time left; called with (bytes done, bytes in all, tensor)."""
-
-    def __init__(self, visible: bool) -> None:
-        self._visible = visible
-        self._bar: Any = None
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def __call__(self, done: int, total: int, tensor: str) -> None:
-        if not self._visible:
-            return
-        if self._bar is None:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, unit="B", unit_scale=True, file=sys.stderr, desc="converting")
-        self._bar.set_postfix_str(tensor, refresh=False)
-        self._bar.update(done - self._bar.n)

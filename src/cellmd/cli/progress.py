@@ -1,0 +1,43 @@
+"""A progress bar on stderr: done, in all, rate, time left."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+
+class ProgressBar:
+    """Counts bytes. A context manager; nothing is shown before the first update, or ever if not visible."""
+
+    def __init__(self, title: str, total: int | None = None, *, visible: bool = True) -> None:
+        self._title = title
+        self._total = total
+        self._visible = visible
+        self._bar: Any = None
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def advance(self, n_bytes: int) -> None:
+        """n_bytes more are done."""
+        if self._visible:
+            self._shown().update(n_bytes)
+
+    def reach(self, done: int, total: int, what: str) -> None:
+        """`done` of `total` bytes are done; `what` is in hand."""
+        if self._visible:
+            self._total = total
+            bar = self._shown()
+            bar.set_postfix_str(what, refresh=False)
+            bar.update(done - bar.n)
+
+    def _shown(self) -> Any:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=self._total, unit="B", unit_scale=True, file=sys.stderr, desc=self._title)
+        return self._bar
