@@ -1,3 +1,137 @@
-"""Gemma 4 in one INT4 file: text, sound, pictures and films, on the machine in front of you."""
+"""Gemma 4 in one INT4 file: text, sound, pictures and films, on the machine in front of you.
+
+    import cellmd
+
+    cellmd.convert("models/gemma-4-E2B-it", "gemma-4-E2B-it.cellmd")
+    with cellmd.load("gemma-4-E2B-it.cellmd") as model:
+        print(model.generate("What is said here?", audio=["note.m4a"]).text)
+
+Everything public is in this module; the others may change from release to release. Nothing heavy is imported before it
+is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from cellmd.errors import (
+    ArgumentError,
+    BackendError,
+    CellmdError,
+    CheckpointError,
+    ContainerError,
+    ContextLengthError,
+    CorruptError,
+    HeaderError,
+    LayoutError,
+    MediaDecodeError,
+    MediaError,
+    MediaLimitError,
+    NotCellmdError,
+    PromptError,
+    TruncatedError,
+    UnsupportedModelError,
+)
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from cellmd.api import Chat, Model, load
+    from cellmd.convert.convert import Progress
+    from cellmd.convert.report import ConversionReport
+    from cellmd.processors.features import Prompt
+    from cellmd.runtime.result import Piece, Result, Timings, Usage
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "ArgumentError",
+    "BackendError",
+    "CellmdError",
+    "Chat",
+    "CheckpointError",
+    "ContainerError",
+    "ContextLengthError",
+    "CorruptError",
+    "HeaderError",
+    "LayoutError",
+    "MediaDecodeError",
+    "MediaError",
+    "MediaLimitError",
+    "Model",
+    "NotCellmdError",
+    "Piece",
+    "Prompt",
+    "PromptError",
+    "Result",
+    "Timings",
+    "TruncatedError",
+    "UnsupportedModelError",
+    "Usage",
+    "__version__",
+    "convert",
+    "load",
+]
+
+_LAZY = {
+    "Chat": "cellmd.api",
+    "Model": "cellmd.api",
+    "Piece": "cellmd.runtime.result",
+    "Prompt": "cellmd.processors.features",
+    "Result": "cellmd.runtime.result",
+    "Timings": "cellmd.runtime.result",
+    "Usage": "cellmd.runtime.result",
+    "load": "cellmd.api",
+}
+
+# The function below has the name of a subpackage. Importing a subpackage for the first time puts it into its parent
+# under its name; so it is imported here, where it still costs nothing, and the function takes its place for good.
+import_module("cellmd.convert")
+
+
+def convert(
+    source: str | PathLike[str],
+    target: str | PathLike[str],
+    recipe: str = "aggressive",
+    group_size: int | None = None,
+    progress: Progress | None = None,
+    *,
+    threads: int | None = None,
+    copy_tokenizer: bool = False,
+) -> ConversionReport:
+    """Convert the checkpoint `source`, a folder or a hub id, into the file `target`; what was done is returned.
+
+    recipe: "aggressive" (every 2-D weight at INT4) or "float" (nothing quantised). group_size: columns that share a
+    scale in every quantised tensor, 32, 64, 128 or 256; 0 for a whole row; None for the recipe's own choice.
+    progress: called with (bytes done, bytes in all, tensor name). threads: None for all cores.
+    copy_tokenizer: also write STEM.tokenizer.json beside the file, which holds the tokenizer anyway.
+
+    The same source and options give the same bytes. The file appears complete or not at all.
+    Raises CheckpointError, UnsupportedModelError, ArgumentError, ContainerError.
+    """
+    from pathlib import Path
+
+    from cellmd.convert.convert import convert as run
+
+    return run(
+        source if isinstance(source, str) else Path(source),
+        Path(target),
+        recipe=recipe,
+        group_size=group_size,
+        progress=progress,
+        threads=threads,
+        copy_tokenizer=copy_tokenizer,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    module = _LAZY.get(name)
+    if module is None:
+        raise AttributeError(f"module 'cellmd' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(module), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,363 @@
+"""Loading a file and talking with the model in it. See `docs/api.md`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
+from types import TracebackType
+from typing import Any, TypedDict, Unpack
+
+import numpy as np
+
+from cellmd.backends import create
+from cellmd.backends.ops import Ops
+from cellmd.config import ModelConfig
+from cellmd.container import Container
+from cellmd.convert.tensor_map import expected_tensors
+from cellmd.errors import ArgumentError, ContextLengthError, LayoutError
+from cellmd.models.gemma4 import Gemma4
+from cellmd.processors.features import MediaKind, Prompt
+from cellmd.processors.messages import media_list
+from cellmd.processors.prompt import Processor
+from cellmd.runtime.answer import Answer
+from cellmd.runtime.batch import Sequence as Running
+from cellmd.runtime.defaults import GenerationDefaults
+from cellmd.runtime.generate import Runner, Settings, common_prefix, generate
+from cellmd.runtime.kv_cache import KvCache, free_memory_bytes
+from cellmd.runtime.result import Piece, Result
+from cellmd.runtime.sampler import Sampler
+from cellmd.runtime.stop import StopStrings
+
+Messages = str | Sequence[Mapping[str, Any]]
+"""A text (one user message), or messages `{"role": ..., "content": ...}`; `docs/api.md` has their forms."""
+
+DEFAULT_MAX_TOKENS = 512
+
+_PREFILL_CHUNK = 512
+"""Rows of a prompt that run at once."""
+
+
+class PrepareOptions(TypedDict, total=False):
+    """How a prompt is made. Media: paths, bytes, file objects, PIL images, arrays; one or a list.
+
+    images, audio, videos: in the order in which the messages have places for them; before the text of a plain string.
+        Sound of more than 30 s is cut into pieces.
+    system: a system message before the others. tools: function declarations (JSON schema).
+    thinking: let the model reason first. raw: the text is the exact prompt, special tokens and all.
+    image_tokens: soft tokens a picture may take: 70, 140, 280, 560 or 1120.
+    video_frames, video_fps: how many frames of a film. video_audio: its sound follows them.
+    """
+
+    images: Any
+    audio: Any
+    videos: Any
+    system: str | None
+    tools: Sequence[Mapping[str, Any]] | None
+    thinking: bool
+    raw: bool
+    image_tokens: int | None
+    video_frames: int | None
+    video_fps: float | None
+    video_audio: bool
+
+
+class GenerateOptions(PrepareOptions, total=False):
+    """How an answer is made; what is None comes from the file's generation config.
+
+    max_tokens: of the answer, reasoning included. temperature 0 always takes the likeliest token.
+    top_k, top_p, min_p, repetition_penalty, seed: see `cellmd.runtime.sampler`. The same seed gives the same answer.
+    stop: strings that end the answer; they are not part of it. logprobs: give each token's log probability.
+    """
+
+    max_tokens: int
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    seed: int | None
+    stop: str | Sequence[str]
+    logprobs: bool
+
+
+def load(
+    path: str | PathLike[str], backend: str = "auto", threads: int | None = None, context: int | None = None
+) -> Model:
+    """Open a .cellmd file and bind its weights, which stay in the file and are read as they are used.
+
+    backend: "auto" for the best that is installed, "cpu" or "reference". threads: None for all cores.
+    context: the longest conversation in tokens; None for the model's own length. Memory is taken as it is used.
+    Raises ContainerError for the file, BackendError for the backend, ArgumentError for the rest.
+    """
+    for name, value in (("threads", threads), ("context", context)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ArgumentError(f"{name} must be a whole number of at least 1 or None, found {value!r}")
+    ops = create(backend, threads)
+    container = Container.open(path)
+    try:
+        return Model(container, ops, context)
+    except BaseException:
+        container.close()
+        raise
+
+
+class Model:
+    """A loaded model; a context manager. It answers one prompt at a time.
+
+    config: the model's facts. context: positions a conversation may have. backend: the name of the one it runs on.
+    """
+
+    def __init__(self, container: Container, ops: Ops, context: int | None = None) -> None:
+        self.path = container.path
+        self.backend = ops.name
+        self.config = ModelConfig.from_dict(container.config)
+        _check_tensors(container, self.config)
+        limit = self.config.text.context_length
+        if context is not None and context > limit:
+            raise ArgumentError(f"context must be at most {limit}, the model's own, found {context}")
+        self.context = context or limit
+        self._container: Container | None = container
+        self._ops = ops
+        cache = KvCache(ops, self.config.text, n_slots=1, context=self.context, chunk=_PREFILL_CHUNK)
+        self._runner = Runner(Gemma4(ops, self.config, container.tensors), cache)
+        self._processor: Processor | None = None
+        self._defaults: GenerationDefaults | None = None
+        self._busy = threading.Lock()
+        self._resident: tuple[Prompt, Running] | None = None
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up the file. The model cannot be used any more; closing it again does nothing."""
+        if self._container is not None:
+            self._container.close()
+        self._container = self._resident = None
+
+    # ---- prompts ----------------------------------------------------------------------------------------------------
+
+    def prepare(self, messages: Messages, **options: Unpack[PrepareOptions]) -> Prompt:
+        """Token ids and media features of a prompt, which `logits`, `generate` and `stream` take as it is.
+
+        Raises PromptError for messages, MediaError for media, ArgumentError for options.
+        """
+        asked: dict[str, Any] = {**options}
+        system = asked.pop("system", None)
+        if system is not None:
+            messages = _with_system(messages, system, asked)
+        return self.processor.prepare(messages, **asked)
+
+    @property
+    def processor(self) -> Processor:
+        """Tokenizer, chat template and media front ends, read from the file at first use."""
+        if self._processor is None:
+            container = self._open()
+            assets = {name: container.asset(name) for name in container.assets}
+            self._processor = Processor.from_assets(assets, self.config)
+        return self._processor
+
+    @property
+    def defaults(self) -> GenerationDefaults:
+        """How the file says answers are sampled and end. If it says nothing: the likeliest token, and the end tokens of
+        the configuration and of a turn."""
+        if self._defaults is None:
+            container = self._open()
+            defaults = GenerationDefaults()
+            if "generation_config.json" in container.assets:
+                defaults = GenerationDefaults.from_json(container.asset("generation_config.json"))
+            if not defaults.end_ids:
+                end_of_turn = self.processor.tokenizer.token_id("<turn|>")
+                ends = (*self.config.text.eos_token_ids, *([] if end_of_turn is None else [end_of_turn]))
+                defaults = GenerationDefaults(defaults.sampling, ends)
+            self._defaults = defaults
+        return self._defaults
+
+    # ---- answers ----------------------------------------------------------------------------------------------------
+
+    def logits(self, prompt: Prompt) -> np.ndarray:
+        """float32 (N, V): the logits after every token of the prompt."""
+        n = len(prompt)
+        self._runner.cache.check_room(n, 0)
+        needed, free = 4 * n * self.config.text.vocab_size, free_memory_bytes()
+        if free is not None and needed > free:
+            raise ContextLengthError(
+                f"the logits of {n} tokens take {needed >> 20} MiB, {free >> 20} MiB of memory are free; "
+                "ask for those of a shorter prompt"
+            )
+        with self._alone():
+            self._resident = None
+            return self._runner.all_logits(self._runner.start(prompt, slot=0)[0])
+
+    def generate(self, messages: Messages | Prompt, **options: Unpack[GenerateOptions]) -> Result:
+        """The answer to a text, to messages or to a prompt, whole. Options as for `stream`."""
+        return Result.of(list(self.stream(messages, **options)))
+
+    def stream(self, messages: Messages | Prompt, **options: Unpack[GenerateOptions]) -> Iterator[Piece]:
+        """The answer in pieces as they come; the last has the finish reason, usage, timings and tool calls.
+
+        Pieces never split a character, and hold neither markers nor stop strings. Options are those of GenerateOptions;
+        those of PrepareOptions among them are not for a prompt, which is prepared already. The prompt is made before
+        this returns; the model runs as the pieces are taken. Close the iterator to end the answer early.
+        Raises PromptError, MediaError, ArgumentError, ContextLengthError.
+        """
+        return self._stream(messages, {**options}, reuse=False)
+
+    def chat(self, system: str | None = None, tools: Sequence[Mapping[str, Any]] | None = None) -> Chat:
+        """A conversation that remembers its turns and does not compute again what is in the cache already."""
+        return Chat(self, system, tools)
+
+    def _stream(self, messages: Messages | Prompt, options: dict[str, Any], *, reuse: bool) -> Iterator[Piece]:
+        max_tokens = options.pop("max_tokens", DEFAULT_MAX_TOKENS)
+        if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
+            raise ArgumentError(f"max_tokens must be a whole number of at least 1, found {max_tokens!r}")
+        stops, logprobs = StopStrings(options.pop("stop", ())), options.pop("logprobs", False)
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+        sampling = self.defaults.choose(**{name: options.pop(name, None) for name in names})
+        if isinstance(messages, Prompt):
+            if options:
+                raise ArgumentError(f"a prepared prompt takes no {min(options)}; give it to `prepare`")
+            prompt = messages
+        else:
+            prompt = self.prepare(messages, **options)
+        self._runner.check(prompt)
+        self._runner.cache.check_room(len(prompt), max_tokens)
+        settings = Settings(self.defaults.end_ids, max_tokens, stops, logprobs)
+        answer = Answer(self.processor.tokenizer, prompt.token_ids)
+        return self._pieces(prompt, Sampler(sampling, prompt.token_ids), answer, settings, reuse)
+
+    def _pieces(
+        self, prompt: Prompt, sampler: Sampler, answer: Answer, settings: Settings, reuse: bool
+    ) -> Iterator[Piece]:
+        with self._alone():
+            resident, self._resident = self._resident, None
+            n_kept = self._kept(resident, prompt) if reuse else 0
+            ahead = [span for span in prompt.media if span.start + span.features.n_soft_tokens > n_kept]
+            soft, encoder_ms = self._runner.encode(ahead)
+            sequence = Running(0, list(prompt.token_ids), soft, n_kept)
+            try:
+                yield from generate(
+                    self._runner,
+                    sequence,
+                    sampler,
+                    answer,
+                    settings,
+                    features_ms=prompt.features_ms,
+                    encoder_ms=encoder_ms,
+                )
+            except GeneratorExit:
+                self._resident = prompt, sequence
+                raise
+            self._resident = prompt, sequence
+
+    def _kept(self, resident: tuple[Prompt, Running] | None, prompt: Prompt) -> int:
+        """First tokens of the prompt whose keys and values are in the cache and can be gone on from."""
+        if resident is None:
+            return 0
+        old_prompt, old = resident
+        n = common_prefix(old_prompt, old.token_ids[: old.n_done], prompt)
+        return n if self._runner.cache.can_go_back(old.n_done, n) else 0
+
+    def _open(self) -> Container:
+        if self._container is None:
+            raise ArgumentError(f"the model of {self.path} was closed; load it again")
+        return self._container
+
+    def _alone(self) -> _Alone:
+        self._open()
+        return _Alone(self._busy)
+
+
+class Chat:
+    """A conversation. messages: its turns so far, system message included; they may be read and changed."""
+
+    def __init__(self, model: Model, system: str | None, tools: Sequence[Mapping[str, Any]] | None) -> None:
+        self._model = model
+        self._system = system
+        self._tools = tools
+        self.messages: list[Mapping[str, Any]] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all turns; the system message stays."""
+        self.messages = [] if self._system is None else [{"role": "system", "content": self._system}]
+
+    def generate(self, content: str | Sequence[Any], **options: Unpack[GenerateOptions]) -> Result:
+        """The answer to the next user message, whole."""
+        return Result.of(list(self.stream(content, **options)))
+
+    def stream(self, content: str | Sequence[Any], **options: Unpack[GenerateOptions]) -> Iterator[Piece]:
+        """The answer to the next user message (a text, or parts with media inline) in pieces, as `Model.stream`.
+
+        Both turns are remembered once the answer ends, whole or closed early; a message that cannot be used is not.
+        """
+        turn = {"role": "user", "content": content}
+        pieces = self._model._stream([*self.messages, turn], {"tools": self._tools, **options}, reuse=True)
+        return self._remembered(turn, pieces)
+
+    def _remembered(self, turn: Mapping[str, Any], pieces: Iterator[Piece]) -> Iterator[Piece]:
+        said: list[Piece] = []
+        try:
+            for piece in pieces:
+                said.append(piece)
+                yield piece
+        finally:
+            if said:
+                self.messages += [turn, _assistant_turn(said)]
+
+
+def _assistant_turn(said: list[Piece]) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": "assistant", "content": "".join(piece.text for piece in said)}
+    reasoning = "".join(piece.reasoning for piece in said)
+    if reasoning:
+        turn["reasoning_content"] = reasoning
+    if said[-1].tool_calls:
+        turn["tool_calls"] = list(said[-1].tool_calls)
+    return turn
+
+
+class _Alone:
+    """Holds the model while one answer is made."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise ArgumentError("the model is busy with another answer; take all of its pieces or close it first")
+
+    def __exit__(self, *exc: object) -> None:
+        self._lock.release()
+
+
+def _with_system(messages: Messages, system: str, options: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    opening = {"role": "system", "content": system}
+    if not isinstance(messages, str):
+        return [opening, *messages]
+    kinds: list[tuple[MediaKind, Any]] = [
+        ("image", options.get("images")),
+        ("audio", options.get("audio")),
+        ("video", options.get("videos")),
+    ]
+    parts = [{"type": kind} for kind, media in kinds for _ in media_list(media)]
+    return [opening, {"role": "user", "content": [*parts, {"type": "text", "text": messages}]}]
+
+
+def _check_tensors(container: Container, config: ModelConfig) -> None:
+    """Every tensor the configuration implies must be there in its shape (a single number also as one of shape (1,))."""
+    for spec in expected_tensors(config).values():
+        if spec.unused:
+            continue
+        tensor = container.tensors.get(spec.name)
+        if tensor is None:
+            raise LayoutError(f"{container.path}: tensor {spec.name!r} is missing; convert the checkpoint again")
+        if (tensor.shape or (1,)) != (spec.shape or (1,)):
+            raise LayoutError(
+                f"{container.path}: tensor {spec.name!r} has the shape {tensor.shape}, the configuration implies "
+                f"{spec.shape}; convert the checkpoint again"
+            )
