@@ -61,7 +61,7 @@ def find_assets(folder: Path) -> dict[str, bytes]:
 def read_json(path: Path) -> dict[str, Any]:
     """A file that holds one JSON object. Raises CheckpointError saying what is wrong with it."""
     try:
-        content = json.loads(_read(path).decode("utf-8"))
+        content = json.loads(_read(path).decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(content, dict):
@@ -79,6 +79,10 @@ def _read(path: Path) -> bytes:
         raise CheckpointError(f"{path}: missing; is this the folder of a checkpoint?") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} is no JSON")
 
 
 def _json_bytes(content: Mapping[str, Any]) -> bytes:
