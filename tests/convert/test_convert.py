@@ -278,6 +278,7 @@ def test_wrong_targets_are_refused(folder: Path, out: Path, monkeypatch: pytest.
         convert(folder, out)
     with pytest.raises(ArgumentError, match="no such folder to write"):
         convert(folder, out / "missing" / "x.cellmd")
+    (folder / "dangling").symlink_to(folder / "nowhere")
     before = (folder / "model.safetensors").read_bytes()
     with pytest.raises(ArgumentError, match="belongs to the checkpoint"):
         convert(folder, folder / "model.safetensors")

@@ -129,7 +129,8 @@ class Checkpoint:
 
     def read_rows(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows start..stop of a tensor as float32; the whole of it by default."""
-        return from_stored(self.read_stored(name, start, stop), self.dtype(name))
+        values = from_stored(self.read_stored(name, start, stop), self.dtype(name))
+        return np.asarray(values)  # arithmetic on an array of no dimensions gives a scalar
 
     def fingerprint(self) -> str:
         """SHA-256 over the configuration and the table of tensors: says which model this is, without reading 10 GB."""

@@ -98,7 +98,7 @@ def _check_target(target: Path, checkpoint: Checkpoint) -> None:
         raise ArgumentError(f"{target} is a folder; give the name of the file to write")
     if not target.parent.is_dir():
         raise ArgumentError(f"{target.parent}: no such folder to write {target.name} to")
-    if target.exists() and any(target.samefile(path) for path in checkpoint.folder.iterdir()):
+    if target.exists() and any(path.exists() and target.samefile(path) for path in checkpoint.folder.iterdir()):
         raise ArgumentError(f"{target} belongs to the checkpoint; choose another name for the file to write")
 
 
