@@ -47,7 +47,8 @@ def encode_block(block: np.ndarray, coding: Coding, *, name: str = "", search: b
     """Some rows of a tensor, float32 (R, ...), encoded on their own.
 
     The arrays of consecutive blocks, concatenated, are those of the whole tensor; in tile16 if every block but the last
-    has a multiple of 16 rows. This is the seam for encoding in parallel and for faster encoders. Safe to call from several threads.
+    has a multiple of 16 rows. This is the seam for encoding in parallel and for faster encoders. Safe to call from
+    several threads.
     name: for messages. search: look for the scales of least squared error (int4); without, two to six times faster
     and 0.5 to 2.5 dB worse. Raises as `encode`.
     """

@@ -64,7 +64,7 @@ def choose_scales(
 def _candidates(
     group: int, widest: np.ndarray, extremes: tuple[np.ndarray, np.ndarray], signed: bool
 ) -> Iterator[np.ndarray]:
-    if signed:  # weights on a symmetric grid, -7 .. 7, are found as they are
-        yield np.maximum(-extremes[0], extremes[1]) / np.float32(HIGH)
     for shrink in _SHRINKS if group <= _LONG_GROUP else _SHRINKS_OF_LONG_GROUPS:
         yield widest * np.float32(shrink)
+    if signed:  # weights on a symmetric grid, -7 .. 7, are found as they are
+        yield np.maximum(-extremes[0], extremes[1]) / np.float32(HIGH)

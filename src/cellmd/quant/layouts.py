@@ -71,14 +71,14 @@ def unpack(data: np.ndarray, shape: tuple[int, int], dtype: Dtype, layout: Layou
         nibbles = np.empty((*stored.shape, 2), np.uint8)
         np.bitwise_and(stored, np.uint8(15), out=nibbles[..., 0])
         np.right_shift(stored, np.uint8(4), out=nibbles[..., 1])
-        return _unbiased(nibbles.reshape(len(stored), -1))[:, :n_columns]
+        return _unbiased(nibbles.reshape(len(stored), 2 * width))[:, :n_columns]
     words = _take_rows(data.view("<u4").reshape(-1, width // 4, TILE_ROWS), rows)
     if dtype == "i8":
         return words.view(np.int8)[:, :n_columns]
     halves = np.empty((*words.shape, 2), "<u4")
     np.bitwise_and(words, _LOW_NIBBLES, out=halves[..., 0])
     np.bitwise_and(words >> np.uint32(4), _LOW_NIBBLES, out=halves[..., 1])
-    return _unbiased(halves.reshape(len(words), -1).view(np.uint8))[:, :n_columns]
+    return _unbiased(halves.reshape(len(words), width // 2).view(np.uint8))[:, :n_columns]
 
 
 def pack_per_group(values: np.ndarray, layout: Layout) -> np.ndarray:
