@@ -33,7 +33,8 @@ from cellmd.container.layout import (
     aligned,
 )
 from cellmd.errors import ArgumentError, ContainerError
-from cellmd.quant import Coding, EncodedBlock, coding_problem, sizes
+from cellmd.quant import Coding, EncodedBlock, Sizes, coding_problem, sizes
+from cellmd.quant.floats import STORED
 from cellmd.quant.tensor import TILE_ROWS
 
 _COMPRESSION_LEVEL = 6
@@ -130,20 +131,23 @@ class ContainerWriter:
             raise ArgumentError(f"tensor {name!r} was not declared")
         if tensor.coding.layout == "tile16" and first_row % TILE_ROWS:
             raise ArgumentError(f"tensor {name!r}: a block starts at row {first_row}, no multiple of {TILE_ROWS}")
-        before = sizes((first_row, *tensor.shape[1:]), tensor.coding) if first_row else None
-        for part in PARTS:
-            array: np.ndarray | None = getattr(block, part)
-            blob = self._blobs.get((part, name))
-            if (array is None) != (blob is None):
-                raise ArgumentError(f"tensor {name!r} was declared with another coding than its block has")
-            if array is None or blob is None:
-                continue
+        before = sizes((first_row, *tensor.shape[1:]), tensor.coding) if first_row else Sizes(0)
+        for part, blob, array in self._matched(tensor, block):
             content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
             with self._explained():
                 try:
-                    blob.write(self._descriptor, getattr(before, part) if before else 0, content)
+                    blob.write(self._descriptor, getattr(before, part), content)
                 except ValueError as error:
                     raise ArgumentError(f"{part} of tensor {name!r}, row {first_row}: {error}") from None
+
+    def _matched(self, tensor: TensorDeclaration, block: EncodedBlock) -> list[tuple[str, _Blob, np.ndarray]]:
+        """The block's arrays beside the blobs they belong to."""
+        arrays = {part: array for part in PARTS if (array := getattr(block, part)) is not None}
+        blobs = {part: blob for part in PARTS if (blob := self._blobs.get((part, tensor.name))) is not None}
+        scales, scale_dtype = arrays.get("scales"), tensor.coding.scale_dtype
+        if arrays.keys() != blobs.keys() or (scales is not None and scales.dtype != STORED[scale_dtype or "f16"]):
+            raise ArgumentError(f"tensor {tensor.name!r} was declared with another coding than its block has")
+        return [(part, blobs[part], arrays[part]) for part in arrays]
 
     def finish(self, quality: Mapping[str, Any] | None = None) -> None:
         """Write the header and let the file appear under its name.

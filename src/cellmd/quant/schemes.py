@@ -83,6 +83,7 @@ def groups_of(n_columns: int, coding: Coding) -> int:
 def coding_problem(shape: tuple[int, ...], coding: Coding) -> str | None:
     """Why a tensor of this shape cannot be coded so, or None if it can."""
     checks: list[tuple[bool, Callable[[], str]]] = [
+        (all(size > 0 for size in shape), lambda: f"a dimension of {list(shape)} is 0"),
         (coding.layout in LAYOUTS, lambda: f"unknown layout {coding.layout!a}"),
         (coding.dtype in FLOATS or coding.dtype in QUANTISERS, lambda: f"unknown dtype {coding.dtype!a}"),
     ]
