@@ -1,7 +1,7 @@
 """Sound from files and arrays to one float32 channel at the model's sample rate.
 
-Channels are averaged. Rates are changed by FFmpeg's polyphase resampler with a longer filter than its default: up to
-7.5 kHz it errs by less than -90 dB, and what lies above 8 kHz folds back at less than -90 dB from 8.5 kHz on.
+Channels are averaged. Rates are changed by FFmpeg's polyphase resampler with a longer filter than its default: for
+16 kHz it errs by less than -90 dB up to 7.7 kHz, and what lies above 8.3 kHz folds back at less than -90 dB.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cellmd.processors.sources import MediaLimits, media_name
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_RESAMPLER = "filter_size=64:phase_shift=10:cutoff=0.97"
+_RESAMPLER = "filter_size=256:cutoff=0.985"
 _LOWEST_RATE_HZ, _HIGHEST_RATE_HZ = 1_000, 768_000
 _MOST_CHANNELS = 64
 _CHUNK = 1 << 14

@@ -7,6 +7,7 @@ Animations give their first frame.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # Formats that Pillow decodes itself. EPS is not among them, for which it would run another program.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
 
 def decode_image(medium: Any, limits: MediaLimits | None = None) -> NDArray[np.uint8]:
@@ -36,15 +37,22 @@ def decode_image(medium: Any, limits: MediaLimits | None = None) -> NDArray[np.u
         return _pixels(name, _image_of_array(name, medium), limits)
     with open_medium(medium, limits) as source:
         try:
-            image = Image.open(source.file, formats=_FORMATS)
+            image = Image.open(source.file, formats=_formats())
         except UnidentifiedImageError:
-            raise MediaDecodeError(f"{name}: not a picture of a known kind ({', '.join(_FORMATS).lower()})") from None
+            raise MediaDecodeError(f"{name}: not a picture of a known kind ({', '.join(_formats()).lower()})") from None
         except Image.DecompressionBombError as error:
             raise MediaLimitError(f"{name}: {error}") from None
         except Exception as error:  # parsers of hostile input raise whatever they stumble over
             raise MediaDecodeError(f"{name}: the picture is broken ({_reason(error)})") from error
         with image:
             return _pixels(name, image, limits)
+
+
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    """Those of _FORMATS that this build of Pillow has."""
+    Image.init()
+    return tuple(kind for kind in _FORMATS if kind in Image.OPEN)
 
 
 def _pixels(name: str, image: Image.Image, limits: MediaLimits) -> NDArray[np.uint8]:

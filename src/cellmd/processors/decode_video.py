@@ -3,7 +3,8 @@
 A first pass reads the packets without decoding them: it counts the frames and learns where each lies and which are key
 frames. Frames are then chosen, and decoded by going to the key frame before each. Frame numbers and times follow the
 reference for films of a constant rate (frame i of N is number i * total // N, shown at number / rate). For a film whose
-rate varies the frames are chosen evenly in time, by the times that the film states.
+rate varies they are those on show at even times, by the times that the film states (one that stays on show is taken
+once), and come with those times.
 """
 
 from __future__ import annotations
@@ -84,8 +85,11 @@ def _sample_array(
 
 def _film_stream(name: str, container: Any) -> Any:
     for stream in container.streams.video:
-        if not stream.disposition & stream.disposition.attached_pic:  # a cover picture is no film
-            return stream
+        if stream.disposition & stream.disposition.attached_pic:
+            continue  # a cover picture is no film
+        if stream.codec_context is None:
+            raise MediaDecodeError(f"{name}: the film's codec is unknown")
+        return stream
     raise MediaDecodeError(f"{name}: holds no film")
 
 

@@ -11,7 +11,7 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from cellmd.config import ModelConfig
@@ -49,9 +49,12 @@ class Processor:
         config: ProcessorConfig | None = None,
         limits: MediaLimits | None = None,
     ) -> None:
-        """config: None takes Gemma 4's front ends. Raises UnsupportedModelError if they do not fit the vision tower."""
+        """config: None takes Gemma 4's front ends, with the patches that the vision tower wants.
+
+        Raises UnsupportedModelError if a given config does not fit the tower.
+        """
         self.tokenizer = tokenizer
-        self.config = config or ProcessorConfig()
+        self.config = config or _default_config(model)
         self.limits = limits or MediaLimits()
         self._template = template
         self._model = model
@@ -253,6 +256,15 @@ class _MediaTokens:
     def expand(self, kind: MediaKind, runs: Sequence[_Run]) -> str:
         begin, end = self._around[kind]
         return "".join(f"{run.lead}{begin}{self.placeholder[kind]}{end}" for run in runs)
+
+
+def _default_config(model: ModelConfig) -> ProcessorConfig:
+    config = ProcessorConfig()
+    if model.vision is None:
+        return config
+    patches = {"patch_size": model.vision.patch_size, "pooling": model.vision.pooling}
+    film = replace(config.video, frame=replace(config.video.frame, **patches))
+    return replace(config, image=replace(config.image, **patches), video=film)
 
 
 def _check_tower(name: str, front_end: ImageFrontEnd, model: ModelConfig) -> None:

@@ -27,9 +27,10 @@ def video_features(
     """
     if n_frames is not None and fps is not None:
         raise ArgumentError("a number of film frames and frames a second exclude each other; give one")
+    wanted = config.n_frames if n_frames is None else n_frames
     frames = []
     times = []
-    for frame in sample_film(medium, n_frames=n_frames or config.n_frames, fps=fps, limits=limits):
+    for frame in sample_film(medium, n_frames=wanted, fps=fps, limits=limits):
         frames.append(image_features(frame.pixels, config.frame))
         times.append(frame.time_s)
     return VideoFeatures(frames=tuple(frames), times_s=tuple(times))
