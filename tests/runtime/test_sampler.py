@@ -127,6 +127,9 @@ def test_logprob(logits: list[float], token: int) -> None:
         ("temperature", float("nan")),
         ("top_k", -1),
         ("top_k", 2.5),
+        ("top_k", True),
+        ("temperature", "hot"),
+        ("temperature", float("inf")),
         ("top_p", 0.0),
         ("top_p", 1.1),
         ("min_p", -0.1),
@@ -137,5 +140,5 @@ def test_logprob(logits: list[float], token: int) -> None:
     ],
 )
 def test_what_is_out_of_range_is_refused_by_name(name: str, value: float) -> None:
-    with pytest.raises(ArgumentError, match=f"{name} must be .*, found {value}"):
+    with pytest.raises(ArgumentError, match=f"{name} must be .*, found {value!r}"):
         Sampling(**{name: value})

@@ -16,6 +16,8 @@ The trailing layers read the keys and values that an earlier layer wrote (`Layer
 logits nobody wants has done its part once the last writing layer has its key and value: it goes no further
 (`Batch.wanted`).
 
+Gemma 3's text models are the same decoder without per-layer inputs, sharing, value norms and layer scalars.
+
 Source: Gemma 4 as published in transformers, `models/gemma4/modeling_gemma4.py`, classes Gemma4Text*.
 """
 
@@ -70,6 +72,7 @@ class _Block:
     """
 
     name: str
+    input_name: str
     window: int
     turn: int
     cache: int
@@ -168,7 +171,11 @@ class Decoder:
         keys, values = (ops.reshape(y, shape) for y in written)
         turns = rows.turns[block.turn]
         cache = caches[block.cache]
-        ops.append_normed_(cache, keys, values, block.k_norm, self._eps, turns, rows.slots, rows.positions)
+        if self._config.values_normed:
+            ops.append_normed_(cache, keys, values, block.k_norm, self._eps, turns, rows.slots, rows.positions)
+        else:
+            keys = ops.norm_rope(keys, block.k_norm, self._eps, turns)
+            ops.append_(cache, keys, values, rows.slots, rows.positions)
 
     def _layer(
         self,
@@ -198,6 +205,7 @@ class Decoder:
         else:
             ops.add_norm_(x, y, block.ffn_out_norm, eps)
             gate_in, projection, norm = block.per_layer
+            observe(block.input_name, own_input)
             y = ops.linear(ops.geglu(ops.linear(x, gate_in), own_input), projection)
             ops.add_norm_(x, y, norm, eps, block.scale)
         observe(block.name, x)
@@ -253,6 +261,7 @@ def _bind(config: TextConfig, layer: LayerConfig, turn: int, weights: Weights) -
         per_layer = (*matrices, weights.norm("post_per_layer_input_norm"))
     return _Block(
         name=f"layer.{layer.index}",
+        input_name=f"per_layer_input.{layer.index}",
         window=layer.window,
         turn=turn,
         cache=layer.kv_source,
@@ -270,5 +279,5 @@ def _bind(config: TextConfig, layer: LayerConfig, turn: int, weights: Weights) -
         down=weights.matrix("mlp.down_proj"),
         ffn_out_norm=weights.norm("post_feedforward_layernorm"),
         per_layer=per_layer,
-        scale=weights.scalar("layer_scalar"),
+        scale=weights.scalar("layer_scalar") if config.layer_scalars else 1.0,
     )

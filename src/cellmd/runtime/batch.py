@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from collections.abc import Sequence as Listed
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -41,8 +42,12 @@ class Part(NamedTuple):
     n_wanted: int
 
 
-def pack(ops: Ops, parts: Listed[Part], pad_id: int) -> Batch:
-    """The parts, one after another, as a batch; the caller advances `n_done` once it has run."""
+def pack(ops: Ops, parts: Listed[Part], pad_id: int, placeholders: Collection[int]) -> Batch:
+    """The parts, one after another, as a batch; the caller advances `n_done` once it has run.
+
+    Placeholder tokens have no embeddings of their own: soft tokens take their place, and the pad token's where there
+    are none (a model may choose a placeholder in its answer). Their per-layer embeddings are the pad token's always.
+    """
     ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
@@ -50,7 +55,7 @@ def pack(ops: Ops, parts: Listed[Part], pad_id: int) -> Batch:
     soft: list[tuple[Tensor, Tensor]] = []
     for sequence, n_rows, n_wanted in parts:
         first_row, start, stop = len(ids), sequence.n_done, sequence.n_done + n_rows
-        ids += sequence.token_ids[start:stop]
+        ids += [pad_id if token in placeholders else token for token in sequence.token_ids[start:stop]]
         positions += range(start, stop)
         slots += [sequence.slot] * n_rows
         wanted += range(first_row + n_rows - n_wanted, first_row + n_rows)
@@ -59,7 +64,6 @@ def pack(ops: Ops, parts: Listed[Part], pad_id: int) -> Batch:
             if low >= high:
                 continue
             rows = range(first_row + low - start, first_row + high - start)
-            ids[rows.start : rows.stop] = [pad_id] * len(rows)
             values = ops.take_rows(span.values, ops.ints(range(low - span.start, high - span.start)))
             soft.append((ops.ints(rows), values))
     return Batch(

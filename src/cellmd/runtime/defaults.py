@@ -26,7 +26,7 @@ class GenerationDefaults:
             if not isinstance(config, Mapping):
                 raise ArgumentError(f"not a JSON object but {type(config).__name__}")
             return cls(_sampling(config), _end_ids(config.get("eos_token_id")))
-        except (ArgumentError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise HeaderError(f"the file's generation_config.json cannot be used: {error}") from error
 
     def choose(self, **given: Any) -> Sampling:

@@ -30,6 +30,8 @@ class Runner:
         self.cache = cache
         self._ops = model.ops
         self._pad_id = model.config.text.pad_token_id
+        special = model.config.special
+        self._placeholders = {token for token in (special.image, special.audio, special.video) if token is not None}
 
     def start(self, prompt: Prompt, slot: int) -> tuple[Sequence, dict[str, float]]:
         """A new sequence of the prompt with its media encoded, and the encoders' milliseconds by kind of media."""
@@ -38,13 +40,20 @@ class Runner:
         return Sequence(slot, list(prompt.token_ids), soft), encoder_ms
 
     def check(self, prompt: Prompt) -> None:
-        """Raise PromptError for an empty prompt or ids outside the vocabulary."""
+        """Raise PromptError for an empty prompt, ids outside the vocabulary, or media that are not at placeholders."""
         vocab_size = self.model.config.text.vocab_size
         if not prompt.token_ids:
             raise PromptError("the prompt is empty")
         wrong = next((token for token in prompt.token_ids if not 0 <= token < vocab_size), None)
         if wrong is not None:
             raise PromptError(f"token id {wrong} is outside the vocabulary of {vocab_size}")
+        for span in prompt.media:
+            ids = prompt.token_ids[span.start : span.start + span.features.n_soft_tokens]
+            if len(ids) < span.features.n_soft_tokens or not self._placeholders.issuperset(ids):
+                raise PromptError(
+                    f"{span.kind} at token {span.start} needs {span.features.n_soft_tokens} placeholders; "
+                    "make prompts with `prepare`"
+                )
 
     def encode(self, media: Listed[MediaSpan]) -> tuple[list[SoftTokens], dict[str, float]]:
         soft: list[SoftTokens] = []
@@ -62,7 +71,8 @@ class Runner:
 
     def advance(self, parts: Listed[Part], observe: Observe = ignore) -> Tensor | None:
         """One forward pass over the parts; logits (R, V) of the wanted rows. The sequences move on."""
-        logits = self.model.forward(pack(self._ops, parts, self._pad_id), self.cache.layers, observe)
+        batch = pack(self._ops, parts, self._pad_id, self._placeholders)
+        logits = self.model.forward(batch, self.cache.layers, observe)
         for part in parts:
             part.sequence.n_done += part.n_rows
         return logits

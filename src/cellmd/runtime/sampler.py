@@ -10,8 +10,9 @@ token.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -34,16 +35,13 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _require(
-            self.temperature >= 0 and math.isfinite(self.temperature), "temperature", self.temperature, "0 or more"
-        )
-        _require(isinstance(self.top_k, int) and self.top_k >= 0, "top_k", self.top_k, "a whole number, 0 or more")
-        _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
-        _require(0 <= self.min_p <= 1, "min_p", self.min_p, "from 0 to 1")
-        penalty = self.repetition_penalty
-        _require(penalty > 0 and math.isfinite(penalty), "repetition_penalty", penalty, "above 0")
-        seed = self.seed
-        _require(seed is None or (isinstance(seed, int) and seed >= 0), "seed", seed, "a whole number, 0 or more")
+        _require("temperature", self.temperature, float, lambda t: 0 <= t < math.inf, "a number, 0 or more")
+        _require("top_k", self.top_k, int, lambda k: k >= 0, "a whole number, 0 or more")
+        _require("top_p", self.top_p, float, lambda p: 0 < p <= 1, "a number above 0 and at most 1")
+        _require("min_p", self.min_p, float, lambda p: 0 <= p <= 1, "a number from 0 to 1")
+        _require("repetition_penalty", self.repetition_penalty, float, lambda r: 0 < r < math.inf, "a number above 0")
+        if self.seed is not None:
+            _require("seed", self.seed, int, lambda seed: seed >= 0, "a whole number, 0 or more")
 
 
 class Sampler:
@@ -106,6 +104,7 @@ def logprob(logits: np.ndarray, token: int) -> float:
     return float(scores[token] - top - np.log(np.exp(scores - top).sum()))
 
 
-def _require(holds: bool, name: str, value: object, what: str) -> None:
-    if not holds:
+def _require(name: str, value: object, kind: type, holds: Callable[[Any], bool], what: str) -> None:
+    number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    if not number or not holds(value):
         raise ArgumentError(f"{name} must be {what}, found {value!r}")
