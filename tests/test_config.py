@@ -70,7 +70,7 @@ def test_what_is_not_supported_is_refused_by_name(changes: dict[str, Any], word:
         ModelConfig.from_dict(e2b(**changes))
 
 
-@pytest.mark.parametrize("architecture", ["Gemma3ForCausalLM", "Gemma4AssistantForCausalLM", 7, None])
+@pytest.mark.parametrize("architecture", ["Gemma3ForConditionalGeneration", "Gemma4AssistantForCausalLM", 7, None])
 def test_another_architecture_is_refused(architecture: Any) -> None:
     with pytest.raises(UnsupportedModelError, match="Gemma4ForConditionalGeneration"):
         ModelConfig.from_dict({**E2B, "architectures": [architecture], "model_type": "other"})

@@ -1,17 +1,18 @@
 """The published config keys in, frozen facts out.
 
 `ModelConfig.from_dict` takes the content of a checkpoint's config.json (Gemma4ForConditionalGeneration or the
-text-only Gemma4ForCausalLM) and gives immutable dataclasses in cellmd's own names. Whatever differs from layer to layer
-is a field of `LayerConfig`, so that no later code asks which kind of layer it is in.
+text-only Gemma4ForCausalLM and Gemma3ForCausalLM) and gives immutable dataclasses in cellmd's own names. Whatever
+differs from layer to layer is a field of `LayerConfig`, so that no later code asks which kind of layer it is in; what
+differs between the families is a field of `TextConfig`.
 
-Source of keys and defaults: transformers, `models/gemma4/configuration_gemma4.py`.
+Source of keys and defaults: transformers, `models/gemma4/configuration_gemma4.py` and `models/gemma3/...`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cellmd.errors import ArgumentError, UnsupportedModelError
@@ -45,7 +46,12 @@ class LayerConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The decoder. `ple_dim` is 0 for a model without per-layer embeddings; `softcap` is 0.0 for none."""
+    """The decoder. `ple_dim` is 0 for a model without per-layer embeddings; `softcap` is 0.0 for none.
+
+    values_normed: attention values pass an RMS norm without weights. layer_scalars: each layer ends in a stored factor.
+    norm_offset, query_scale: what a checkpoint's norm weights lack, and what its query norms must still be multiplied
+    by so that scores need no scale. Conversion works both into the weights; a .cellmd file needs neither.
+    """
 
     vocab_size: int
     d_model: int
@@ -59,6 +65,10 @@ class TextConfig:
     pad_token_id: int
     bos_token_id: int
     eos_token_ids: tuple[int, ...]
+    values_normed: bool = True
+    layer_scalars: bool = True
+    norm_offset: float = 0.0
+    query_scale: float = 1.0
 
     @property
     def n_layers(self) -> int:
@@ -153,9 +163,11 @@ class ModelConfig:
             )
         if architecture == "Gemma4ForCausalLM" or (architecture is None and model_type == "gemma4_text"):
             return cls(text=_text(config), vision=None, audio=None, special=_special({}, False, False))
+        if architecture == "Gemma3ForCausalLM" or (architecture is None and model_type == "gemma3_text"):
+            return cls(text=_gemma3_text(config), vision=None, audio=None, special=_special({}, False, False))
         raise UnsupportedModelError(
             f"architecture {architecture or model_type!r} is not supported; cellmd runs "
-            "Gemma4ForConditionalGeneration and Gemma4ForCausalLM"
+            "Gemma4ForConditionalGeneration, Gemma4ForCausalLM and Gemma3ForCausalLM"
         )
 
 
@@ -220,7 +232,7 @@ def _refuse(condition: object, what: str) -> None:
 # ---- the decoder -----------------------------------------------------------------------------------------------------
 
 
-def _text(config: Mapping[str, Any]) -> TextConfig:
+def _text(config: Mapping[str, Any], *, last_layer_full: bool = True) -> TextConfig:
     _refuse(config.get("enable_moe_block"), "a mixture of experts (enable_moe_block)")
     _refuse(config.get("attention_k_eq_v"), "sharing one projection between keys and values (attention_k_eq_v)")
     _refuse(config.get("use_bidirectional_attention"), "bidirectional attention in the decoder")
@@ -234,7 +246,7 @@ def _text(config: Mapping[str, Any]) -> TextConfig:
         vocab_size=vocab_size,
         d_model=_positive(config, "hidden_size"),
         n_heads=_positive(config, "num_attention_heads"),
-        layers=_layers(config),
+        layers=_layers(config, last_layer_full),
         ple_dim=_count(config, "hidden_size_per_layer_input") if "hidden_size_per_layer_input" in config else 256,
         ple_vocab_size=_integer(config, "vocab_size_per_layer_input", vocab_size, 0, _MAX_SIZE),
         norm_eps=_number(config, "rms_norm_eps", 1e-6),
@@ -249,9 +261,51 @@ def _text(config: Mapping[str, Any]) -> TextConfig:
     )
 
 
-def _layers(config: Mapping[str, Any]) -> tuple[LayerConfig, ...]:
+def _gemma3_text(config: Mapping[str, Any]) -> TextConfig:
+    """Gemma 3's decoder in Gemma 4's keys: the same, without sharing, per-layer inputs, value norms and layer scalars.
+
+    Its norm weights are stored minus one, scores are scaled by query_pre_attn_scalar^-1/2, every channel turns, and the
+    last layer is of whatever kind the pattern says.
+    """
+    _refuse(config.get("attn_logit_softcapping"), "capping attention scores (attn_logit_softcapping)")
+    head_dim = _positive(config, "head_dim", 256)
+    pattern = _positive(config, "sliding_window_pattern", _positive(config, "_sliding_window_pattern", 6))
     n_layers = _positive(config, "num_hidden_layers", most=_MAX_LAYERS)
-    types = _layer_types(config, n_layers)
+    facts = {
+        "hidden_size_per_layer_input": 0,
+        "num_kv_shared_layers": 0,
+        "global_head_dim": head_dim,
+        "head_dim": head_dim,
+        "layer_types": _list(
+            config, "layer_types", [FULL if (i + 1) % pattern == 0 else SLIDING for i in range(n_layers)]
+        ),
+        "rope_parameters": {kind: _gemma3_rope(config, kind) for kind in (SLIDING, FULL)},
+        "per_layer_config": None,
+        "sliding_window": _positive(config, "sliding_window", 4096),
+        "use_double_wide_mlp": False,
+    }
+    return replace(
+        _text({**config, **facts}, last_layer_full=False),
+        values_normed=False,
+        layer_scalars=False,
+        norm_offset=1.0,
+        query_scale=_positive(config, "query_pre_attn_scalar", 256) ** -0.5,
+    )
+
+
+def _gemma3_rope(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """RoPE of a kind of layer, from the keys of published files or those that recent transformers save."""
+    key, base = ("rope_local_base_freq", 10_000.0) if kind == SLIDING else ("rope_theta", 1_000_000.0)
+    rope = _section(_section(config, "rope_parameters"), kind)
+    scaling = _section(config, "rope_scaling") if kind == FULL else {}
+    factor = _number({**rope, **scaling}, "factor", 1.0)
+    _refuse(factor != 1.0, f"stretching RoPE by {factor:g} (rope_scaling of models of 4B and more)")
+    return {"rope_type": "default", "rope_theta": _number(rope, "rope_theta", _number(config, key, base))}
+
+
+def _layers(config: Mapping[str, Any], last_layer_full: bool) -> tuple[LayerConfig, ...]:
+    n_layers = _positive(config, "num_hidden_layers", most=_MAX_LAYERS)
+    types = _layer_types(config, n_layers, last_layer_full)
     n_shared = _count(config, "num_kv_shared_layers", most=n_layers - 1)
     first_shared = n_layers - n_shared
     writers = {kind: i for i, kind in enumerate(types[:first_shared])}  # the last writer of each kind
@@ -284,13 +338,13 @@ def _layers(config: Mapping[str, Any]) -> tuple[LayerConfig, ...]:
     return tuple(layers)
 
 
-def _layer_types(config: Mapping[str, Any], n_layers: int) -> list[str]:
+def _layer_types(config: Mapping[str, Any], n_layers: int, last_layer_full: bool) -> list[str]:
     types = _list(config, "layer_types", [SLIDING if (i + 1) % 6 else FULL for i in range(n_layers)])
     if len(types) != n_layers:
         raise ArgumentError(f"layer_types lists {len(types)} layers, num_hidden_layers says {n_layers}")
     for kind in types:
         _refuse(kind not in (SLIDING, FULL), f"layer type {_shown(kind)}")
-    return [*types[:-1], FULL]  # the reference forces the last layer to full attention
+    return [*types[:-1], FULL] if last_layer_full else types  # Gemma 4's reference forces the last layer
 
 
 def _layer_sizes(config: Mapping[str, Any], types: Sequence[str]) -> list[tuple[int, int]]:

@@ -21,9 +21,10 @@ import numpy as np
 
 from cellmd.config import ModelConfig
 from cellmd.convert.assets import find_assets, read_json
+from cellmd.convert.gguf import GgufFile, published_name
 from cellmd.convert.hub import fetch
 from cellmd.convert.safetensors import SafetensorsFile, SourceDtype, StoredTensor
-from cellmd.convert.tensor_map import OUTPUT_HEAD
+from cellmd.convert.tensor_map import OUTPUT_HEAD, expected_tensors
 from cellmd.errors import ArgumentError, CheckpointError
 from cellmd.quant.floats import from_stored
 
@@ -55,7 +56,7 @@ def canonical_name(name: str) -> str:
 class Source:
     """A tensor in one of the checkpoint's files, under the name that file gives it."""
 
-    file: SafetensorsFile
+    file: SafetensorsFile | GgufFile
     stored_name: str
 
     @property
@@ -72,17 +73,19 @@ class Checkpoint:
     assets: the files beside the weights by their usual names (`assets.py`).
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, gguf: Path | None = None) -> None:
         self.folder = folder
         self.name = name
-        self.config_json: Mapping[str, Any] = read_json(folder / "config.json")
+        self._gguf = None if gguf is None else GgufFile(gguf)
+        self.config_json: Mapping[str, Any] = self._gguf.config if self._gguf else read_json(folder / "config.json")
         try:
             self.config = ModelConfig.from_dict(self.config_json)
         except ArgumentError as error:
-            raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
+            raise CheckpointError(f"{gguf or folder / 'config.json'}: {error}") from error
         if self.config_json.get("quantization_config"):
             raise CheckpointError(f"{folder}: already quantised (quantization_config); convert the original checkpoint")
         self.assets = find_assets(folder)
+        self._changed = {name: spec for name, spec in expected_tensors(self.config).items() if spec.transformed}
         self._files: list[SafetensorsFile] = []
         try:
             self.tensors = self._open_weights()
@@ -92,13 +95,16 @@ class Checkpoint:
 
     @classmethod
     def open(cls, source: str | Path) -> Self:
-        """Open a folder, or fetch a hub id (`google/gemma-4-E2B-it`; needs the extra `hub`) and open that.
+        """Open a folder, a .gguf file with tokenizer.json beside it (needs the extra `gguf`), or fetch a hub id
+        (`google/gemma-4-E2B-it`; needs the extra `hub`) and open that.
 
         Raises CheckpointError for what is missing or broken, UnsupportedModelError for another kind of model.
         """
         path = Path(source)
         if path.is_dir():
             return cls(path, path.resolve().name)
+        if path.suffix == ".gguf" and path.is_file():
+            return cls(path.parent, path.stem, gguf=path)
         if path.exists():
             raise CheckpointError(f"{path} is a file; give the checkpoint's folder, the one with config.json in it")
         return cls(fetch(str(source)), str(source))
@@ -128,8 +134,11 @@ class Checkpoint:
         return source.file.read_stored(source.stored_name, start, stop)
 
     def read_rows(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Rows start..stop of a tensor as float32; the whole of it by default."""
+        """Rows start..stop of a tensor as float32, the whole of it by default, as a file stores them (`TensorSpec`)."""
         values = from_stored(self.read_stored(name, start, stop), self.dtype(name))
+        spec = self._changed.get(name)
+        if spec is not None:
+            values = (values + np.float32(spec.offset)) * np.float32(spec.factor)
         return np.asarray(values)  # arithmetic on an array of no dimensions gives a scalar
 
     def fingerprint(self) -> str:
@@ -139,6 +148,8 @@ class Checkpoint:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _open_weights(self) -> dict[str, Source]:
+        if self._gguf is not None:
+            return {published_name(name): Source(self._gguf, name) for name in self._gguf.tensors}
         by_file = self._weight_files()
         tensors: dict[str, Source] = {}
         for path, wanted in by_file.items():

@@ -10,6 +10,7 @@ import numpy as np
 
 from cellmd.convert.checkpoint import Checkpoint
 from cellmd.convert.recipe import Recipe
+from cellmd.convert.safetensors import SourceDtype
 from cellmd.convert.tensor_map import TensorSpec, check_tensors
 from cellmd.quant import Coding, Sizes, sizes
 from cellmd.quant.tensor import TILE_ROWS
@@ -57,7 +58,8 @@ def plan_conversion(checkpoint: Checkpoint, recipe: Recipe, group_size: int | No
 
 
 def _plan(checkpoint: Checkpoint, spec: TensorSpec, recipe: Recipe, group_size: int | None) -> PlannedTensor:
-    source = checkpoint.dtype(spec.name)
+    # What conversion changes has more digits than the source's: (bfloat16 + 1) * factor.
+    source: SourceDtype = "f32" if spec.transformed else checkpoint.dtype(spec.name)
     coding = recipe.coding(spec, source, group_size)
     planned = PlannedTensor(spec, coding, checkpoint.n_bytes(spec.name), sizes(spec.shape, coding))
     if coding.dtype == "f16" and source != "f16" and not _fits_f16(checkpoint, planned):

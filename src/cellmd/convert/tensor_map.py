@@ -5,6 +5,7 @@ checkpoint against this table before it writes a byte; recipes choose by role an
 the same names.
 
 Source of the names: transformers, `models/gemma4/modeling_gemma4.py`; the table gives all 2,011 of Gemma 4 E2B.
+Gemma 3's text models use the same names for a part of them.
 """
 
 from __future__ import annotations
@@ -39,13 +40,22 @@ MEL_CHANNELS = 128
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One expected tensor. `unused`: published files may carry it, no computation reads it, conversion drops it."""
+    """One expected tensor. `unused`: published files may carry it, no computation reads it, conversion drops it.
+
+    A file stores (source + offset) * factor, which is what the model computes with.
+    """
 
     name: str
     shape: tuple[int, ...]
     role: Role
     component: Component
     unused: bool = False
+    offset: float = 0.0
+    factor: float = 1.0
+
+    @property
+    def transformed(self) -> bool:
+        return (self.offset, self.factor) != (0.0, 1.0)
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, TensorSpec]:
@@ -116,7 +126,7 @@ def _text(text: TextConfig) -> Iterator[TensorSpec]:
     yield TensorSpec(f"{prefix}embed_tokens.weight", (text.vocab_size, d_model), "embedding", "text")
     for layer in text.layers:
         yield from _decoder_layer(layer, text, f"{prefix}layers.{layer.index}.")
-    yield TensorSpec(f"{prefix}norm.weight", (d_model,), "norm", "text")
+    yield TensorSpec(f"{prefix}norm.weight", (d_model,), "norm", "text", offset=text.norm_offset)
     if text.ple_dim:
         width = text.n_layers * text.ple_dim
         yield TensorSpec(f"{prefix}per_layer_model_projection.weight", (width, d_model), "matrix", "text")
@@ -130,8 +140,8 @@ def _decoder_layer(layer: LayerConfig, text: TextConfig, prefix: str) -> Iterato
     q_width, kv_width = text.n_heads * layer.head_dim, layer.n_kv_heads * layer.head_dim
     attention = f"{prefix}self_attn."
 
-    def norm(name: str, width: int = d_model, *, unused: bool = False) -> TensorSpec:
-        return TensorSpec(f"{name}.weight", (width,), "norm", "text", unused)
+    def norm(name: str, width: int = d_model, *, unused: bool = False, factor: float = 1.0) -> TensorSpec:
+        return TensorSpec(f"{name}.weight", (width,), "norm", "text", unused, text.norm_offset, factor)
 
     def matrix(name: str, outputs: int, inputs: int, *, unused: bool = False) -> TensorSpec:
         return TensorSpec(f"{name}.weight", (outputs, inputs), "matrix", "text", unused)
@@ -140,7 +150,7 @@ def _decoder_layer(layer: LayerConfig, text: TextConfig, prefix: str) -> Iterato
     yield matrix(f"{attention}q_proj", q_width, d_model)
     yield matrix(f"{attention}k_proj", kv_width, d_model, unused=unused)
     yield matrix(f"{attention}v_proj", kv_width, d_model, unused=unused)
-    yield norm(f"{attention}q_norm", layer.head_dim)
+    yield norm(f"{attention}q_norm", layer.head_dim, factor=text.query_scale)
     yield norm(f"{attention}k_norm", layer.head_dim, unused=unused)
     yield matrix(f"{attention}o_proj", d_model, q_width)
     yield norm(f"{prefix}post_attention_layernorm")
@@ -153,7 +163,8 @@ def _decoder_layer(layer: LayerConfig, text: TextConfig, prefix: str) -> Iterato
         yield matrix(f"{prefix}per_layer_input_gate", text.ple_dim, d_model)
         yield matrix(f"{prefix}per_layer_projection", d_model, text.ple_dim)
         yield norm(f"{prefix}post_per_layer_input_norm")
-    yield TensorSpec(f"{prefix}layer_scalar", (1,), "scalar", "text")
+    if text.layer_scalars:
+        yield TensorSpec(f"{prefix}layer_scalar", (1,), "scalar", "text")
 
 
 def _clippable(name: str, outputs: int, inputs: int, clipped: bool, component: Component) -> Iterator[TensorSpec]:
