@@ -138,5 +138,10 @@ def raw(request: pytest.FixtureRequest) -> bytes:
 
 
 @pytest.fixture(scope="session")
-def pair(raw: bytes) -> Both:
-    return both(raw)
+def compiled_table(raw: bytes) -> bytes:
+    return compile_vocabulary(raw)
+
+
+@pytest.fixture(scope="session")
+def pair(raw: bytes, compiled_table: bytes) -> Both:
+    return Tokenizer.from_str(raw.decode()), Vocabulary.open(compiled_table)

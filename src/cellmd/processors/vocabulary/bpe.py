@@ -2,8 +2,8 @@
 
 The rule: among all neighbouring tokens that can be joined, join those with the smallest rank, the leftmost first, until
 none can. Two observations make it quick without changing a result. No merge ever crosses a pair of characters that no
-token joins, so the text falls into short pieces, each merged on its own. And text repeats itself, so pieces, pairs and
-characters are remembered, in dictionaries that are emptied when they are full.
+token joins, so the text falls into short pieces, each merged on its own. And text repeats itself, so pieces and pairs
+are remembered, in dictionaries that are emptied when they are full.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ class Merger:
         self._table = table
         self._pieces: dict[str, tuple[int, ...]] = {}
         self._pairs: dict[int, int] = {}
-        self._characters: dict[str, tuple[int, ...]] = {}
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, already normalized and free of added tokens.
@@ -57,40 +56,41 @@ class Merger:
         return ids
 
     def _merge_piece(self, piece: str) -> tuple[int, ...]:
-        symbols: list[int] = []
-        for character in piece:
-            symbols += self._characters.get(character) or self._split_character(character)
-        ids = tuple(self._merge(symbols) if len(symbols) > 1 else symbols)
+        if len(piece) == 1:
+            ids = self._split_character(piece)
+        else:
+            symbols: list[int] = []
+            for character in piece:
+                symbols += self._pieces.get(character) or self._merge_piece(character)
+            ids = tuple(self._merge(symbols))
         if len(piece) <= _MAX_REMEMBERED_PIECE:
             _remember(self._pieces, piece, ids, _MAX_REMEMBERED)
         return ids
 
     def _split_character(self, character: str) -> tuple[int, ...]:
-        """The token of one character, or the tokens of its UTF-8 bytes."""
+        """The token of one character, or the tokens of its UTF-8 bytes, which no merge joins."""
         string = character.encode()
         token = self._table.find(string)
-        in_model = 0 <= token < self._table.counts.model_tokens
-        ids = (token,) if in_model else tuple(self._table.byte_ids[byte] for byte in string)
-        _remember(self._characters, character, ids, _MAX_REMEMBERED)
-        return ids
+        if 0 <= token < self._table.counts.model_tokens:
+            return (token,)
+        return tuple(map(self._table.byte_ids.__getitem__, string))
 
     def _join(self, left: int, right: int) -> int:
-        """`Table.merge`, remembered."""
-        key = left << ID_BITS | right
-        code = self._pairs.get(key)
-        if code is None:
-            code = self._table.merge(left, right)
-            _remember(self._pairs, key, code, _MAX_REMEMBERED_PAIRS)
+        """`Table.merge`, remembered for `_merge`, which looks there first."""
+        code = self._table.merge(left, right)
+        _remember(self._pairs, left << ID_BITS | right, code, _MAX_REMEMBERED_PAIRS)
         return code
 
     def _merge(self, symbols: list[int]) -> list[int]:
         """Merges `symbols` (two or more) until nothing joins. Changes the list it is given."""
-        join = self._join
+        join, remembered = self._join, self._pairs.get
         n = len(symbols)
         # What joining symbol i with its right neighbour gives (-1: nothing). An entry of the queue that no longer
         # agrees with this is stale.
-        joined = [join(left, right) for left, right in pairwise(symbols)]
-        joined.append(-1)
+        joined = [-1] * n
+        for i, (first, second) in enumerate(pairwise(symbols)):
+            known = remembered(first << ID_BITS | second)
+            joined[i] = join(first, second) if known is None else known
         queue = [code << _POSITION_BITS | i for i, code in enumerate(joined) if code >= 0]
         heapify(queue)
         following, previous = list(range(1, n + 1)), list(range(-1, n - 1))
@@ -103,16 +103,17 @@ class Merger:
             absorbed = following[here]
             right = following[here] = following[absorbed]
             joined[absorbed] = -1
-            code = -1
+            joined[here] = -1
             if right < n:
                 previous[right] = here
-                code = join(token, symbols[right])
+                known = remembered(token << ID_BITS | symbols[right])
+                code = joined[here] = join(token, symbols[right]) if known is None else known
                 if code >= 0:
                     heappush(queue, code << _POSITION_BITS | here)
-            joined[here] = code
             left = previous[here]
             if left >= 0:
-                code = joined[left] = join(symbols[left], token)
+                known = remembered(symbols[left] << ID_BITS | token)
+                code = joined[left] = join(symbols[left], token) if known is None else known
                 if code >= 0:
                     heappush(queue, code << _POSITION_BITS | left)
         ids, here = [], 0

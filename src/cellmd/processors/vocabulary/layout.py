@@ -21,7 +21,7 @@ ID_BITS = 20
 MAX_TOKENS = (1 << ID_BITS) - 1  # a slot holds id + 1, and 0 says empty
 MAX_TOKEN_BYTES = 4095  # so that a merge's rank can hold the length of its left half in 12 bits
 MAX_PIPELINE_BYTES = 1 << 22  # about 35,000 added tokens
-MAX_SLOT_RUN = 512  # longest run of occupied slots: bounds a look-up in a hostile table
+MAX_SLOT_RUN = 128  # longest run of occupied slots: bounds a look-up in a hostile table
 
 _HEADER = struct.Struct("<8s9I")
 HEADER_BYTES = _HEADER.size

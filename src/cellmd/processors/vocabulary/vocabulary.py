@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cellmd.errors import ArgumentError
+from cellmd.errors import ArgumentError, PromptError
 from cellmd.processors.vocabulary.added import AddedTokens
 from cellmd.processors.vocabulary.bpe import Merger
 from cellmd.processors.vocabulary.layout import ID_BITS
@@ -28,9 +28,11 @@ class Vocabulary:
         self._normalized = AddedTokens(token for token in self._pipeline.added if token.normalized)
         self._texts: dict[int, str] = {}
         self._bytes = {token: byte for byte, token in enumerate(table.byte_ids)}
-        self.size: int = table.counts.tokens
-        """Number of tokens; ids are 0 to size - 1."""
-        self.special_ids: frozenset[int] = frozenset(token.id for token in self._pipeline.added if token.special)
+        self._size = table.counts.tokens
+        self.special_tokens: dict[int, str] = {t.id: t.content for t in self._pipeline.added if t.special}
+        """Id -> name of the special tokens, which `decode` leaves out."""
+        self.byte_ids: frozenset[int] = frozenset(table.byte_ids)
+        """The tokens that stand for one byte each."""
 
     @classmethod
     def open(cls, buffer: Buffer) -> Vocabulary:
@@ -41,20 +43,24 @@ class Vocabulary:
         """
         return cls(Table(buffer))
 
-    def encode(self, text: str, *, add_special_tokens: bool = False, parse_special: bool = True) -> list[int]:
+    def __len__(self) -> int:
+        """Number of tokens; ids are 0 to this less one."""
+        return self._size
+
+    def encode(self, text: str, *, special: bool = True, add_special_tokens: bool = False) -> list[int]:
         """The token ids of `text`.
 
-        add_special_tokens: with what the template puts around a text (<bos>).
-        parse_special: special tokens written in the text become those tokens; otherwise they are text like any other.
-        Raises ArgumentError if the text holds a lone surrogate.
+        special: special tokens written in the text become those tokens; otherwise they are text like any other.
+        add_special_tokens: with what the tokenizer's own template puts around a text (<bos>).
+        Raises PromptError if the text holds a lone surrogate.
         """
         pipeline = self._pipeline
         ids = list(pipeline.prefix) if add_special_tokens else []
         try:
-            for raw, token in self._raw.split(text, special=parse_special):
+            for raw, token in self._raw.split(text, special=special):
                 if raw:
                     normal = pipeline.normalizer(raw) if pipeline.normalizer else raw
-                    for piece, inner in self._normalized.split(normal, special=parse_special):
+                    for piece, inner in self._normalized.split(normal, special=special):
                         ids += self._merger.encode(piece)
                         if inner is not None:
                             ids.append(inner.id)
@@ -62,7 +68,7 @@ class Vocabulary:
                     ids.append(token.id)
         except UnicodeEncodeError as error:
             surrogate = ord(error.object[error.start])
-            raise ArgumentError(
+            raise PromptError(
                 f"the text holds the lone surrogate U+{surrogate:04X}, which is no character; remove it, or decode its "
                 "source with errors='replace'"
             ) from error
@@ -70,14 +76,14 @@ class Vocabulary:
             ids += pipeline.suffix
         return ids
 
-    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of `ids`. Ids beyond the vocabulary give nothing; byte tokens in a row that are not UTF-8 together
         give one U+FFFD each. Raises ArgumentError for a negative id."""
-        skipped = self.special_ids if skip_special_tokens else frozenset[int]()
+        skipped = self.special_tokens if skip_special else {}
         pieces: list[str] = []
         pending = bytearray()
         for token in ids:
-            if token in skipped or token >= self.size:
+            if token in skipped or token >= self._size:
                 continue
             byte = self._bytes.get(token)
             if byte is not None:
@@ -99,20 +105,15 @@ class Vocabulary:
             return None
         return found if found >= 0 else None
 
-    def token(self, token_id: int) -> str:
-        """The token as it stands in the vocabulary. Raises ArgumentError if there is no such id."""
-        self._check(token_id)
-        return self._table.string(token_id).decode()
+    def token(self, token_id: int) -> str | None:
+        """The token as it stands in the vocabulary, or None if there is no such id."""
+        return self._table.string(token_id).decode() if 0 <= token_id < self._size else None
 
     def token_bytes(self, token_id: int) -> bytes:
         """What the token adds to decoded text, in UTF-8; a byte token adds its one byte, which may be part of a
         character. Special tokens give their own name. Raises ArgumentError if there is no such id."""
         byte = self._bytes.get(token_id)
         return self._text(token_id).encode() if byte is None else bytes([byte])
-
-    def is_byte(self, token_id: int) -> bool:
-        """Whether the token stands for a single byte."""
-        return token_id in self._bytes
 
     def tokenizer_json(self) -> bytes:
         """The tokenizer.json that was compiled, rebuilt: for the `tokenizers` library it means the same."""
@@ -142,17 +143,16 @@ class Vocabulary:
         return merges
 
     def _text(self, token_id: int) -> str:
+        """What a token that is not a byte adds to decoded text."""
         text = self.token(token_id)
+        if text is None:
+            raise ArgumentError(f"token id {token_id}: the vocabulary has ids 0 to {self._size - 1}")
         if self._pipeline.detokenizer is not None:
             text = self._pipeline.detokenizer(text)
         if len(self._texts) >= _MAX_REMEMBERED:
             self._texts.clear()
         self._texts[token_id] = text
         return text
-
-    def _check(self, token_id: int) -> None:
-        if not 0 <= token_id < self.size:
-            raise ArgumentError(f"token id {token_id}: the vocabulary has ids 0 to {self.size - 1}")
 
 
 def _join_bytes(pending: bytearray) -> str:
