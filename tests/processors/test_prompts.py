@@ -32,9 +32,8 @@ tokenizers_at_hand = pytest.mark.parametrize("name", TOKENIZERS)
 def small(limits: MediaLimits | None = None, **overrides: Any) -> Processor:
     config = ModelConfig.from_dict(checkpoint_config(overrides=overrides))
     tokenizer = (small_folder() / "tokenizer.json").read_bytes()
-    return Processor.from_assets(
-        {"tokenizer.json": tokenizer, "chat_template.jinja": TEMPLATE.encode()}, config, limits
-    )
+    assets = {"tokenizer.json": tokenizer, "chat_template.jinja": TEMPLATE.encode()}
+    return Processor.from_assets(assets, config, limits)
 
 
 def prepare(processor: Processor, case: Case) -> Prompt:
@@ -100,14 +99,11 @@ def same(one: Prompt, other: Prompt) -> bool:
 
 def test_a_string_is_a_user_message_with_its_media_before_the_text() -> None:
     processor = small()
-    parts = [
-        {"type": "image", "image": PIXELS},
-        {"type": "audio", "audio": WAVE},
-        {"type": "video", "video": film(3, 3, 1)},
-    ]
+    clip = film(3, 3, 1)
+    parts = [{"type": "image", "image": PIXELS}, {"type": "audio", "audio": WAVE}, {"type": "video", "video": clip}]
     explicit = processor.prepare([{"role": "user", "content": [*parts, text("hello")]}])
-    assert same(processor.prepare("hello", images=[PIXELS], audio=[WAVE], videos=[film(3, 3, 1)]), explicit)
-    assert same(processor.prepare("hello", images=PIXELS, audio=WAVE, videos=film(3, 3, 1)), explicit)
+    assert same(processor.prepare("hello", images=[PIXELS], audio=[WAVE], videos=[clip]), explicit)
+    assert same(processor.prepare("hello", images=PIXELS, audio=WAVE, videos=clip), explicit)
     assert same(processor.prepare("hello"), processor.prepare([{"role": "user", "content": "hello"}]))
 
 
@@ -210,7 +206,7 @@ def test_tool_arguments_as_json_text() -> None:
         processor.prepare(messages([1]))
 
 
-# ---- what users write never becomes a control token --------------------------------------------------------------------
+# ---- what users write never becomes a control token -----------------------------------------------------------------
 
 
 @tokenizers_at_hand
@@ -345,16 +341,14 @@ def test_assets() -> None:
     assert load(processor_config__json=settings_file).config == processor_of("small").config
 
 
+KEYS = st.sampled_from(["role", "content", "type", "text", "tool_calls", "name"])
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from(["user", "tool", "image"]),
-        lambda inner: (
-            st.lists(inner, max_size=3)
-            | st.dictionaries(
-                st.sampled_from(["role", "content", "type", "text", "tool_calls", "name"]), inner, max_size=4
-            )
-        ),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
         max_leaves=12,
     )
 )
