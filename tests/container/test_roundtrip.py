@@ -106,7 +106,7 @@ def test_what_is_not_there(path: Path) -> None:
     with Container.open(path) as container:
         assert container.tensors.get("nothing") is None
         assert "nothing" not in container.tensors
-        with pytest.raises(ContainerError, match="has no generation_config.json; it holds tokenizer.json, "):
+        with pytest.raises(ContainerError, match=r"has no generation_config\.json; it holds tokenizer\.json, "):
             container.asset("generation_config.json")
 
 

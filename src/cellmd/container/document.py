@@ -47,9 +47,11 @@ def parse(raw: bytes | memoryview) -> Object:
     except UnicodeDecodeError as error:
         raise HeaderError(f"the header is not UTF-8 text (byte {error.start}); the file is damaged") from None
     except RecursionError:
-        raise HeaderError("the header's JSON is nested too deep; this is no file of a converter") from None
-    except ValueError as error:  # malformed JSON, and integers of absurd length
+        raise HeaderError("the header's JSON is nested too deep; no converter wrote this") from None
+    except json.JSONDecodeError as error:
         raise HeaderError(f"the header is not valid JSON ({error}); the file is damaged") from None
+    except ValueError:
+        raise HeaderError("the header holds an integer of thousands of digits; no converter wrote this") from None
     return as_object(document, "the header")
 
 
@@ -134,6 +136,6 @@ def as_shape(value: object, where: str) -> tuple[int, ...]:
     """value as a list of at most MAX_RANK dimensions of 1 .. MAX_DIMENSION; [] is a single number."""
     shape = tuple(as_list(value, where, MAX_RANK))
     for size in shape:
-        if as_count(size, where, MAX_DIMENSION) == 0:
-            raise HeaderError(f"{where} has a dimension of 0")
+        if type(size) is not int or not 1 <= size <= MAX_DIMENSION:
+            raise HeaderError(f"{where} has the dimension {shown(size)}, no integer from 1 to {MAX_DIMENSION}")
     return shape

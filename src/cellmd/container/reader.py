@@ -27,7 +27,14 @@ from cellmd.container.layout import (
     PREFIX_BYTES,
     VERSION,
 )
-from cellmd.errors import ContainerError, CorruptError, HeaderError, NotCellmdError, TruncatedError
+from cellmd.errors import (
+    ContainerError,
+    CorruptError,
+    HeaderError,
+    NotCellmdError,
+    TruncatedError,
+    UnsupportedModelError,
+)
 from cellmd.quant import PackedTensor
 from cellmd.quant.floats import STORED
 
@@ -58,7 +65,8 @@ class Container:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Container:
-        """Raises a ContainerError, or one of its kinds, that names the file and says what is wrong with it."""
+        """Raises a ContainerError, or one of its kinds, that names the file and says what is wrong with it;
+        UnsupportedModelError for a version 1 file without the source's configuration."""
         path = Path(path)
         try:
             if not stat.S_ISREG(path.stat().st_mode):  # before opening: a pipe would block
@@ -68,7 +76,7 @@ class Container:
             raise ContainerError(f"{path}: {error.strerror or error}") from None
         try:
             return cls._read(path, file)
-        except ContainerError as error:
+        except (ContainerError, UnsupportedModelError) as error:
             file.close()
             raise type(error)(f"{path}: {error}") from None
         except BaseException:
