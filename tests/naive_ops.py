@@ -29,6 +29,17 @@ def assert_close(got: np.ndarray, want: np.ndarray, scale: np.ndarray | float, r
     assert worst <= roundings, f"off by {worst:.1f} roundings"
 
 
+def as_int8(x: np.ndarray, group: int) -> np.ndarray:
+    """x (N, K) as the native backend takes it to quantised weights: int8 with one scale for each `group` columns."""
+    out = np.empty(x.shape, np.float64)
+    for start in range(0, x.shape[1], group):
+        part = x[:, start : start + group]
+        largest = np.abs(part).max(axis=1, keepdims=True)
+        inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+        out[:, start : start + group] = np.rint(part * inverse) * (largest.astype(np.float64) / 127)
+    return out
+
+
 def gelu(x: np.ndarray) -> np.ndarray:
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 

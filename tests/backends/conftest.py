@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,9 @@ from cellmd.backends.ops import Ops
 
 @pytest.fixture(params=installed(), scope="session")
 def ops(request: pytest.FixtureRequest) -> Ops:
+    """The native backend keeps keys and values in float32 here, so that one bound serves all (tests/native has the rest)."""
+    if request.param == "cpu":
+        return import_module("cellmd.backends.cpu").create(cache_dtype="f32")
     return create(request.param)
 
 

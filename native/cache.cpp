@@ -1,0 +1,65 @@
+#include "cache.h"
+
+#include "errors.h"
+
+namespace cellmd {
+namespace {
+
+int64_t rounded_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Bytes of keys, or of values, once the sizes are known to be sane.
+size_t bytes_of(int64_t slots, int64_t capacity, int64_t heads, int64_t head_dim, int64_t element) {
+    constexpr int64_t kMaxCapacity = int64_t{1} << 31;
+    require(slots > 0 && slots <= 65536 && capacity > 0 && capacity <= kMaxCapacity && heads > 0 && heads <= 4096 &&
+                head_dim > 0 && head_dim <= 65536,
+            "a cache of ", slots, " slots, ", capacity, " positions, ", heads, " heads of ", head_dim);
+    const int64_t positions = slots * heads * rounded_up(capacity, kKeyBlock);
+    const int64_t per_position = rounded_up(head_dim, 16) * element;
+    require(positions <= (int64_t{1} << 46) / per_position, "a cache of more than ", int64_t{1} << 46, " bytes");
+    return static_cast<size_t>(positions * per_position);
+}
+
+size_t element_size(CacheType type) { return type == CacheType::Half ? 2 : type == CacheType::Float ? 4 : 1; }
+
+}  // namespace
+
+Cache::Cache(int64_t slots, int64_t capacity, int64_t heads, int64_t head_dim, CacheType type)
+    : slots_(slots),
+      capacity_(rounded_up(capacity, kKeyBlock)),
+      heads_(static_cast<int>(heads)),
+      head_dim_(static_cast<int>(head_dim)),
+      width_(static_cast<int>(rounded_up(head_dim, 16))),
+      type_(type),
+      element_(element_size(type)),
+      keys_(bytes_of(slots, capacity, heads, head_dim, static_cast<int64_t>(element_))),
+      values_(bytes_of(slots, capacity, heads, head_dim, static_cast<int64_t>(element_))),
+      scales_(type == CacheType::Int8 ? static_cast<size_t>(2 * slots_ * heads_ * capacity_) * sizeof(float) : 1) {}
+
+Cache::Place Cache::block(int64_t slot, int head, int64_t first) const {
+    const size_t place = static_cast<size_t>((slot * heads_ + head) * capacity_ + first % capacity_);
+    const size_t at = place * static_cast<size_t>(width_) * element_;
+    Place found{keys_.data() + at, values_.data() + at, nullptr, nullptr};
+    if (type_ == CacheType::Int8) {
+        found.key_scales = reinterpret_cast<float*>(scales_.data()) + place;
+        found.value_scales = found.key_scales + slots_ * heads_ * capacity_;
+    }
+    return found;
+}
+
+void Cache::write(const KernelTable& kernels, int64_t slot, int head, int64_t position, const float* key, const float* value) {
+    const int64_t within = position % kKeyBlock;
+    const Place place = block(slot, head, position - within);
+    float* stored = scratch(static_cast<size_t>(width_));
+    const float key_scale = kernels.narrow(key, type_, width_, stored);
+    for (int d = 0; d < width_; d++)
+        __builtin_memcpy(place.keys + static_cast<size_t>(d * kKeyBlock + within) * element_,
+                         reinterpret_cast<const std::byte*>(stored) + static_cast<size_t>(d) * element_, element_);
+    const float value_scale =
+        kernels.narrow(value, type_, width_, place.values + static_cast<size_t>(within) * static_cast<size_t>(width_) * element_);
+    if (place.key_scales) {
+        place.key_scales[within] = key_scale;
+        place.value_scales[within] = value_scale;
+    }
+}
+
+}  // namespace cellmd

@@ -1,0 +1,57 @@
+// What every operation needs: kernels, threads, memory.
+#pragma once
+
+#include <algorithm>
+
+#include "dispatch.h"
+#include "memory.h"
+#include "thread_pool.h"
+
+namespace cellmd {
+
+class Context {
+   public:
+    // check_interrupt throws if the user wants to stop; it is called between pieces of long work.
+    Context(int threads, void (*check_interrupt)())
+        : kernels(chosen_kernels()),
+          memory(std::make_shared<MemoryPool>()),
+          pool_(threads),
+          check_interrupt_(check_interrupt) {}
+
+    const KernelTable& kernels;
+    const std::shared_ptr<MemoryPool> memory;
+
+    int threads() const { return pool_.size(); }
+
+    // body(begin, end, thread) over 0..items-1 as ThreadPool::run does it, where an item takes about `cost` simple vector
+    // operations: little work stays on this thread, much work is done in pieces between which the user may interrupt.
+    template <typename Body>
+    void parallel(int64_t items, double cost, const Body& body) {
+        if (items <= 0) return;
+        const double total = cost * static_cast<double>(items);
+        if (total < kWorthWaking) {
+            body(int64_t{0}, items, 0);
+            return;
+        }
+        if (total < kPiece) {
+            pool_.run(items, body);
+            return;
+        }
+        const auto piece = std::max<int64_t>(pool_.size(), static_cast<int64_t>(kPiece / cost));
+        for (int64_t first = 0; first < items; first += piece) {
+            if (first > 0) check_interrupt_();
+            const int64_t n = std::min(piece, items - first);
+            pool_.run(n, [&](int64_t begin, int64_t end, int thread) { body(first + begin, first + end, thread); });
+        }
+    }
+
+   private:
+    // In vector operations, of which a core does about 1e9 a second or more.
+    static constexpr double kWorthWaking = 2e3;
+    static constexpr double kPiece = 4e7;
+
+    ThreadPool pool_;
+    void (*check_interrupt_)();
+};
+
+}  // namespace cellmd

@@ -1,0 +1,61 @@
+#include "dispatch.h"
+
+#include <cstdlib>
+#include <stdexcept>
+
+#include "isa/tables.h"
+
+#if defined(CELLMD_ARM64) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
+namespace cellmd {
+namespace {
+
+#if defined(CELLMD_X86)
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+bool has_avx512vnni() {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+}
+#endif
+#if defined(CELLMD_ARM64)
+bool has_dotprod() {
+#if defined(__linux__)
+    constexpr unsigned long kDotProduct = 1ul << 20;  // HWCAP_ASIMDDP
+    return (getauxval(AT_HWCAP) & kDotProduct) != 0;
+#else
+    return true;  // every other 64-bit Arm system that a compiler of today targets
+#endif
+}
+#endif
+
+}  // namespace
+
+std::vector<const KernelTable*> available_kernels() {
+    std::vector<const KernelTable*> tables;
+#if defined(CELLMD_X86)
+    __builtin_cpu_init();
+    if (has_avx512vnni()) tables.push_back(&avx512vnni_kernels);
+    if (has_avx2()) tables.push_back(&avx2_kernels);
+#endif
+#if defined(CELLMD_ARM64)
+    if (has_dotprod()) tables.push_back(&neon_dotprod_kernels);
+#endif
+    tables.push_back(&scalar_kernels);
+    return tables;
+}
+
+const KernelTable& chosen_kernels() {
+    const auto tables = available_kernels();
+    const char* wanted = std::getenv("CELLMD_ISA");
+    if (!wanted || !*wanted) return *tables.front();
+    std::string names;
+    for (const KernelTable* table : tables) {
+        if (std::string(table->name) == wanted) return *table;
+        names += (names.empty() ? "" : ", ") + std::string(table->name);
+    }
+    throw std::runtime_error("CELLMD_ISA is '" + std::string(wanted) + "'; this machine runs: " + names);
+}
+
+}  // namespace cellmd

@@ -1,0 +1,29 @@
+// What the bindings turn into Python exceptions.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+namespace cellmd {
+
+// Becomes cellmd.errors.ArgumentError.
+struct ArgumentError : std::invalid_argument {
+    using std::invalid_argument::invalid_argument;
+};
+
+template <typename... Parts>
+void require(bool condition, const Parts&... parts) {
+    if (condition) [[likely]]
+        return;
+    std::string message;
+    const auto append = [&](const auto& part) {
+        if constexpr (requires { std::to_string(part); })
+            message += std::to_string(part);
+        else
+            message += part;
+    };
+    (append(parts), ...);
+    throw ArgumentError(message);
+}
+
+}  // namespace cellmd

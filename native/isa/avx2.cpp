@@ -1,0 +1,15 @@
+#include <immintrin.h>
+
+#include "../kernels.h"
+#include "tables.h"
+
+namespace cellmd {
+namespace {
+#include "../kernels/prelude.inl"
+#include "vec_avx2.inl"
+#include "../kernels/table.inl"
+}  // namespace
+
+const KernelTable avx2_kernels = table_named("avx2");
+
+}  // namespace cellmd

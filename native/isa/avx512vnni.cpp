@@ -1,0 +1,15 @@
+#include <immintrin.h>
+
+#include "../kernels.h"
+#include "tables.h"
+
+namespace cellmd {
+namespace {
+#include "../kernels/prelude.inl"
+#include "vec_avx512.inl"
+#include "../kernels/table.inl"
+}  // namespace
+
+const KernelTable avx512vnni_kernels = table_named("avx512vnni");
+
+}  // namespace cellmd

@@ -1,0 +1,181 @@
+// The table of kernels: one function a row, filled once per instruction set (isa/*.cpp) from the sources in kernels/.
+//
+// Kernels check nothing: shapes and ranges are checked where tensors and matrices are (ops_*.cpp). Unless a row says
+// otherwise, pointers need no alignment and outputs do not overlap inputs. Every result depends only on the arguments
+// that it is described by: neither on how work is cut into calls nor on the other rows of a call.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace cellmd {
+
+// What scales are stored as; Factored is a code of one byte, scale = code * row_factor (scale_dtype "u8" of the file).
+enum class ScaleType : uint8_t { Half, BFloat, Float, Factored };
+enum class FloatType : uint8_t { Half, BFloat, Float };
+enum class CacheType : uint8_t { Half, Float, Int8 };
+
+constexpr int kTileRows = 16;
+constexpr int kRowChunkBytes = 64;  // a step of a kernel on weights in row layout
+constexpr int kKeyBlock = 64;       // keys of a block of attention; blocks begin at multiples of it in a sequence
+constexpr int kMaxTokenBlock = 8;
+constexpr int kMaxQueryRows = 8;
+
+// Activations as int8: x ~ code * scale with one scale for each row and each group of columns, codes in -127..127.
+// Rows come in blocks of KernelTable::token_block (the last one may be smaller), each block apart:
+//   codes  [ceil(k / 4)][rows][4]   zeros beyond k, up to a multiple of 8 columns
+//   scales [groups][rows]
+//   sums   [groups][rows]           sums of the codes
+struct QuantiseArgs {
+    const float* x;
+    size_t row_stride;
+    int rows, k, group;
+    float low, high;  // x is clipped to these first
+    int8_t* codes;
+    float* scales;
+    int32_t* sums;
+};
+
+// One row of activations for weights in row layout, in chunks of 64 bytes of weights: 128 columns at int4, the 64 even
+// ones first, or 64 columns at int8; a lane is 4 bytes of weights, 8 or 4 columns.
+//   codes  [chunks][128 or 64]      zeros beyond k
+//   scales [chunks][16]             of the group that the lane lies in
+//   sums   [chunks][16]             of the lane's codes
+struct QuantiseLanesArgs {
+    const float* x;
+    int k, group;
+    bool int4;
+    float low, high;
+    int8_t* codes;
+    float* scales;
+    int32_t* sums;
+};
+
+// A matrix of n x k weights in int4 or int8. Scales: `scale_groups` a row, either one for each group of activations or
+// one in all; in tile16 layout [tile][scale_groups][16], in row layout [n][scale_groups].
+struct IntMatrix {
+    const uint8_t* codes;
+    const void* scales;
+    const float* row_factors;
+    ScaleType scale_type;
+    int n, k, group, groups, scale_groups;
+    const float* bias;  // or null
+    float low, high;    // outputs are clipped to these
+};
+
+// out[token][n] for `rows` quantised rows.
+struct IntProduct {
+    const int8_t* codes;
+    const float* scales;
+    const int32_t* sums;
+    int rows;
+    float* out;
+    size_t out_stride;
+};
+
+struct FloatMatrix {
+    const void* data;
+    FloatType type;
+    int n, k;
+    const float* bias;
+    float low, high;
+};
+
+struct FloatProduct {
+    const float* x;  // rows begin x_stride apart; k values each
+    size_t x_stride;
+    int rows;
+    float* out;
+    size_t out_stride;
+};
+
+// Rows of a table that is only looked up.
+struct Lookup {
+    const uint8_t* data;
+    const void* scales;
+    const float* row_factors;
+    ScaleType scale_type;
+    int bits;         // 4, 8; 16 and 32: floats of `float_type`
+    FloatType float_type;
+    bool tiled;
+    int k, group, scale_groups;
+};
+
+// Scores and weighted values of `rows` queries (a power of two, at most query_rows) over one block of keys.
+// keys [hd][kKeyBlock], values [kKeyBlock][hd], of `type`; for Int8 scales of every key and value, else null.
+// Row r sees the keys from[r]..to[r]-1 of the block; keys outside of first..last-1 are seen by no row.
+// Out: largest[r] the largest score (-inf if none is seen), total[r] the sum of e^(score - largest) and
+// weighted[r][hd] the sum of e^(score - largest) * value.
+struct AttendArgs {
+    const float* queries;  // [hd][rows]
+    int rows, head_dim;
+    CacheType type;
+    const void *keys, *values;
+    const float *key_scales, *value_scales;
+    int first, last;
+    int from[kMaxQueryRows], to[kMaxQueryRows];
+    float largest[kMaxQueryRows], total[kMaxQueryRows];
+    float* weighted;
+};
+
+struct RelativeArgs {
+    const float *q, *k, *v, *relative_keys;  // (n, heads, hd); relative_keys (n_relative, heads, hd)
+    int n, heads, head_dim, n_relative, past, future;
+    float cap;
+};
+
+struct KernelTable {
+    const char* name;
+    int token_block;  // rows of a block of quantised activations
+    int query_rows;
+
+    // ---- products (kernels/quantise.inl, gemm_tile16.inl, gemm_row.inl, gemm_float.inl) ----
+    void (*quantise)(const QuantiseArgs&);
+    void (*quantise_lanes)(const QuantiseLanesArgs&);
+    // Tiles begin..end-1 of 16 rows; scratch holds 32 * groups floats, 64-byte aligned.
+    void (*gemm_int4)(const IntMatrix&, const IntProduct&, int begin, int end, float* scratch);
+    void (*gemm_int8)(const IntMatrix&, const IntProduct&, int begin, int end, float* scratch);
+    // gelu(gate) * up of two matrices of one shape; out as `gemm_int4` for n columns.
+    void (*gemm_int4_geglu)(const IntMatrix& gate, const IntMatrix& up, const IntProduct&, int begin, int end,
+                            float* scratch);
+    // Rows begin..end-1 of weights in row layout; codes, scales and sums of `product` as quantise_lanes leaves them.
+    void (*gemm_row_int4)(const IntMatrix&, const IntProduct&, int begin, int end);
+    void (*gemm_row_int8)(const IntMatrix&, const IntProduct&, int begin, int end);
+    void (*gemm_float)(const FloatMatrix&, const FloatProduct&, int begin, int end);
+    // Columns start..stop-1 of a row, times factor. start is a multiple of 16.
+    void (*lookup)(const Lookup&, int64_t row, int start, int stop, float factor, float* out);
+
+    // ---- rows of d (kernels/rows.inl) ----
+    void (*rms_norm)(const float* x, const float* weight, float eps, int d, float* out);  // weight may be null
+    void (*layer_norm)(const float* x, const float* weight, float eps, int d, float* out);
+    void (*add_norm)(float* x, const float* y, const float* weight, float eps, float scale, int d);
+
+    // ---- n elements (kernels/elementwise.inl); out may be an input ----
+    void (*add)(float* x, const float* y, float factor, int n);
+    void (*scale)(float* x, float factor, int n);
+    // (x + offset) * factor; a null offset or factor stands for the number beside it.
+    void (*affine)(const float* x, const float* factor, float factor_value, const float* offset, float offset_value,
+                   int n, float* out);
+    void (*clamp)(const float* x, float low, float high, int n, float* out);
+    void (*geglu)(const float* gate, const float* up, int n, float* out);
+    void (*silu)(const float* x, int n, float* out);
+    void (*glu)(const float* x, const float* gate, int n, float* out);
+    void (*softcap)(float* x, float cap, int n);
+    // out += x * y, elementwise
+    void (*multiply_add)(const float* x, const float* y, int n, float* out);
+    // One head's channels (i, i + half), i < turning, by cos and sin; the others are copied. out may be x.
+    void (*rope)(const float* x, const float* cos, const float* sin, int turning, int half, float* out);
+
+    // ---- attention (kernels/attention.inl) ----
+    void (*attend)(AttendArgs&);
+    // A block's part (AttendArgs' results for one row) into the running largest, total and weighted[hd].
+    void (*merge)(float* largest, float* total, float* weighted, float block_largest, float block_total,
+                  const float* block_weighted, int head_dim);
+    // n stored numbers (no scales applied) as float32.
+    void (*widen)(const void* stored, CacheType, int n, float* out);
+    // n numbers as stored: Half within the largest finite half, Int8 by the scale it returns (else 1).
+    float (*narrow)(const float* x, CacheType, int n, void* out);
+    void (*relative)(const RelativeArgs&, int row, int head, float* scores, float* out);
+};
+
+}  // namespace cellmd

@@ -1,0 +1,208 @@
+// Attention of a few queries over one block of keys, in float32, and the joining of blocks.
+//
+// Keys of a block lie transposed, so that the lanes of a vector are keys and a score is a sum over channels in ascending
+// order; weighted values have channels as lanes and sum over keys in ascending order. A key that a row does not see adds
+// exactly nothing. So a row's bits do not depend on which rows share the block.
+
+constexpr int kKeyVectors = kTileBlock == 2 ? 2 : 1;  // vectors of keys, or of channels, beside kQueryRows rows
+constexpr int kQueryRows = kTileBlock == 2 ? 8 : 4;
+
+template <CacheType kType>
+CELLMD_INLINE Vf load_stored(const void* p, size_t at) {
+    switch (kType) {
+        case CacheType::Half: return vload_f16(static_cast<const uint16_t*>(p) + at);
+        case CacheType::Int8: return vload_i8(static_cast<const int8_t*>(p) + at);
+        default: return vload(static_cast<const float*>(p) + at);
+    }
+}
+
+// scores[row][key] of kVectors * 16 keys beginning at `key`.
+template <CacheType kType, int kRows, int kVectors>
+CELLMD_INLINE void score_keys(const AttendArgs& a, int key, float* scores) {
+    Vf sums[kRows][kVectors];
+    CELLMD_UNROLL
+    for (int r = 0; r < kRows; r++) {
+        CELLMD_UNROLL
+        for (int v = 0; v < kVectors; v++) sums[r][v] = vzero();
+    }
+    for (int d = 0; d < a.head_dim; d++) {
+        Vf keys[kVectors];
+        CELLMD_UNROLL
+        for (int v = 0; v < kVectors; v++)
+            keys[v] = load_stored<kType>(a.keys, static_cast<size_t>(d) * kKeyBlock + key + 16 * v);
+        CELLMD_UNROLL
+        for (int r = 0; r < kRows; r++) {
+            const Vf q = vset(a.queries[d * kRows + r]);
+            CELLMD_UNROLL
+            for (int v = 0; v < kVectors; v++) sums[r][v] = vfma(q, keys[v], sums[r][v]);
+        }
+    }
+    CELLMD_UNROLL
+    for (int v = 0; v < kVectors; v++) {
+        const Vf scale = kType == CacheType::Int8 ? vload(a.key_scales + key + 16 * v) : vset(1.0f);
+        CELLMD_UNROLL
+        for (int r = 0; r < kRows; r++)
+            vstore(scores + r * kKeyBlock + key + 16 * v, kType == CacheType::Int8 ? sums[r][v] * scale : sums[r][v]);
+    }
+}
+
+// Scores of one row to weights e^(score - largest), 0 where not seen; their sum and the largest.
+CELLMD_INLINE void weigh(AttendArgs& a, int row, int begin, int end, float* scores) {
+    Vf top = vset(-infinity());
+    for (int key = begin; key < end; key += 16) {
+        const int from = clip(a.from[row] - key, 0, 16), to = clip(a.to[row] - key, 0, 16);
+        Vf s = vload(scores + key);
+        if (from > 0 || to < 16) {
+            s = vlanes_between(s, from, to, -infinity());
+            vstore(scores + key, s);
+        }
+        top = vmax(top, s);
+    }
+    a.largest[row] = vlargest(top);
+    const Vf largest = vset(a.largest[row]);
+    Vf total = vzero();
+    for (int key = begin; key < end; key += 16) {
+        const Vf weight = a.to[row] > a.from[row] ? vexp(vload(scores + key) - largest) : vzero();
+        total = total + weight;
+        vstore(scores + key, a.value_scales ? weight * vload(a.value_scales + key) : weight);
+    }
+    a.total[row] = vsum(total);
+}
+
+// weighted[row][channel] of kVectors * 16 channels beginning at `channel`; n < 16 channels if kVectors is 1.
+template <CacheType kType, int kRows, int kVectors>
+CELLMD_INLINE void weigh_values(const AttendArgs& a, int channel, const float* weights) {
+    Vf sums[kRows][kVectors];
+    CELLMD_UNROLL
+    for (int r = 0; r < kRows; r++) {
+        CELLMD_UNROLL
+        for (int v = 0; v < kVectors; v++) sums[r][v] = vzero();
+    }
+    for (int key = a.first; key < a.last; key++) {
+        Vf values[kVectors];
+        CELLMD_UNROLL
+        for (int v = 0; v < kVectors; v++)
+            values[v] = load_stored<kType>(a.values, static_cast<size_t>(key) * a.head_dim + channel + 16 * v);
+        CELLMD_UNROLL
+        for (int r = 0; r < kRows; r++) {
+            const Vf weight = vset(weights[r * kKeyBlock + key]);
+            CELLMD_UNROLL
+            for (int v = 0; v < kVectors; v++) sums[r][v] = vfma(weight, values[v], sums[r][v]);
+        }
+    }
+    CELLMD_UNROLL
+    for (int r = 0; r < kRows; r++) {
+        CELLMD_UNROLL
+        for (int v = 0; v < kVectors; v++) vstore(a.weighted + r * a.head_dim + channel + 16 * v, sums[r][v]);
+    }
+}
+
+template <CacheType kType, int kRows>
+static void attend_block(AttendArgs& a) {
+    alignas(64) float scores[kRows * kKeyBlock];
+    const int begin = a.first / 16 * 16, end = ceil_div(a.last, 16) * 16;
+    int key = begin;
+    for (; key + 16 * kKeyVectors <= end; key += 16 * kKeyVectors) score_keys<kType, kRows, kKeyVectors>(a, key, scores);
+    for (; key < end; key += 16) score_keys<kType, kRows, 1>(a, key, scores);
+    for (int row = 0; row < kRows; row++) weigh(a, row, begin, end, scores + row * kKeyBlock);
+    int channel = 0;
+    for (; channel + 16 * kKeyVectors <= a.head_dim; channel += 16 * kKeyVectors)
+        weigh_values<kType, kRows, kKeyVectors>(a, channel, scores);
+    for (; channel < a.head_dim; channel += 16) weigh_values<kType, kRows, 1>(a, channel, scores);
+}
+
+template <CacheType kType>
+static void attend_of(AttendArgs& a) {
+    switch (a.rows) {
+        case 1: return attend_block<kType, 1>(a);
+        case 2: return attend_block<kType, 2>(a);
+        case 4: return attend_block<kType, 4>(a);
+        default:
+            if constexpr (kQueryRows >= 8) attend_block<kType, 8>(a);
+    }
+}
+static void attend(AttendArgs& a) {
+    switch (a.type) {
+        case CacheType::Half: return attend_of<CacheType::Half>(a);
+        case CacheType::Int8: return attend_of<CacheType::Int8>(a);
+        default: return attend_of<CacheType::Float>(a);
+    }
+}
+
+static void merge(float* largest, float* total, float* weighted, float block_largest, float block_total,
+                  const float* block_weighted, int head_dim) {
+    if (block_largest == -infinity()) return;
+    const float top = block_largest > *largest ? block_largest : *largest;
+    alignas(64) float factors[16] = {*largest - top, block_largest - top};
+    vstore(factors, vexp(vload(factors)));
+    const Vf keep = vset(factors[0]), add = vset(factors[1]);
+    *total = *total * factors[0] + block_total * factors[1];
+    *largest = top;
+    for (int d = 0; d < head_dim; d += 16)
+        vstore(weighted + d, vfma(vload(block_weighted + d), add, vload(weighted + d) * keep));
+}
+
+static void widen(const void* stored, CacheType type, int n, float* out) {
+    for (int i = 0; i < n; i += 16) {
+        switch (type) {
+            case CacheType::Half: vstore(out + i, load_stored<CacheType::Half>(stored, i)); break;
+            case CacheType::Int8: vstore(out + i, load_stored<CacheType::Int8>(stored, i)); break;
+            default: vstore(out + i, load_stored<CacheType::Float>(stored, i));
+        }
+    }
+}
+
+static float narrow(const float* x, CacheType type, int n, void* out) {
+    const Vf bound = vset(type == CacheType::Half ? 65504.0f : 3.402823466e38f);
+    if (type == CacheType::Int8) {
+        const Step step = step_of(x, n, vzero() - bound, bound);
+        for (int i = 0; i < n; i += 16)
+            vstore_i8(static_cast<int8_t*>(out) + i, step.inverse > 0.0f ? vround(vload(x + i) * vset(step.inverse)) : vizero());
+        return step.inverse > 0.0f ? step.scale : 0.0f;
+    }
+    for (int i = 0; i < n; i += 16) {
+        // Not a number becomes the bound as well: what one sequence leaves behind must not reach another.
+        const Vf v = vmax(vmin(vload(x + i), bound), vzero() - bound);
+        if (type == CacheType::Half)
+            vstore_f16(static_cast<uint16_t*>(out) + i, v);
+        else
+            vstore(static_cast<float*>(out) + i, v);
+    }
+    return 1.0f;
+}
+
+// The audio tower's local attention: one row of one head. scores has room for past + future numbers.
+static void relative(const RelativeArgs& a, int row, int head, float* scores, float* out) {
+    const int stride = a.heads * a.head_dim;
+    const float* q = a.q + static_cast<size_t>(row) * stride + head * a.head_dim;
+    const int first = greater(0, row - a.past + 1), last = lesser(a.n - 1, row + greater(a.future, 1) - 1);
+    const int seen = last - first + 1;
+    for (int j = first; j <= last; j++) {
+        const float* k = a.k + static_cast<size_t>(j) * stride + head * a.head_dim;
+        const int place = a.past - (row - j);
+        Vf by_key = vzero(), by_place = vzero();
+        each_sixteen(a.head_dim, [&](int d, int n) { by_key = vfma(vload_some(q + d, n), vload_some(k + d, n), by_key); });
+        if (place < a.n_relative) {
+            const float* r = a.relative_keys + static_cast<size_t>(place) * stride + head * a.head_dim;
+            each_sixteen(a.head_dim,
+                         [&](int d, int n) { by_place = vfma(vload_some(q + d, n), vload_some(r + d, n), by_place); });
+        }
+        scores[j - first] = vsum(by_key) + vsum(by_place);
+    }
+    softcap(scores, a.cap, seen);
+    float top = -infinity();
+    for (int j = 0; j < seen; j++) top = scores[j] > top ? scores[j] : top;
+    Vf total = vzero();
+    each_sixteen(seen, [&](int j, int n) {
+        const Vf weight = vexp(vload_some(scores + j, n) - vset(top));
+        vstore_some(scores + j, weight, n);
+        total = total + (n < 16 ? vlanes_between(weight, 0, n, 0.0f) : weight);
+    });
+    const Vf inverse = vset(1.0f / vsum(total));
+    const float* v = a.v + static_cast<size_t>(first) * stride + head * a.head_dim;
+    each_sixteen(a.head_dim, [&](int d, int n) {
+        Vf sum = vzero();
+        for (int j = 0; j < seen; j++) sum = vfma(vset(scores[j]), vload_some(v + static_cast<size_t>(j) * stride + d, n), sum);
+        vstore_some(out + d, sum * inverse, n);
+    });
+}

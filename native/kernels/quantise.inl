@@ -1,0 +1,93 @@
+// Activations to int8. What the outputs look like: kernels.h.
+
+// A group whose largest value is smaller counts as zero: 127 / largest would not be finite. The error is below 1e-30.
+constexpr float kNothing = 1e-30f;
+
+CELLMD_INLINE Vf clipped(const float* x, int n, Vf low, Vf high) {
+    const Vf v = vmax(low, vmin(high, n < 16 ? vload_first(x, n) : vload(x)));
+    return n < 16 ? vlanes_between(v, 0, n, 0.0f) : v;
+}
+
+// inverse is 0 where every code is to be 0: for a group of zeros, and for one with an infinity or a NaN, whose scale is
+// NaN, so that what is made of it is NaN too.
+struct Step {
+    float scale, inverse;
+};
+CELLMD_INLINE Step step_of(const float* x, int n, Vf low, Vf high) {
+    Vf largest = vzero(), unbounded = vzero();
+    for (int c = 0; c < n; c += 16) {
+        const Vf v = clipped(x + c, n - c, low, high);
+        largest = vmax(largest, vabs(v));
+        unbounded = vfma(v, vzero(), unbounded);
+    }
+    const float top = vlargest(largest), nothing = vsum(unbounded);
+    if (!(top >= kNothing) || nothing != 0.0f) return {nothing, 0.0f};
+    return {top * (1.0f / 127.0f), 127.0f / top};
+}
+
+// kRows is the stride of the codes' layout.
+template <int kRows>
+static void quantise_block(const QuantiseArgs& a) {
+    const Vf low = vset(a.low), high = vset(a.high);
+    const int groups = ceil_div(a.k, a.group);
+    for (int row = 0; row < kRows; row++) {
+        const float* x = a.x + row * a.row_stride;
+        for (int g = 0; g < groups; g++) {
+            const int begin = g * a.group, n = lesser(a.group, a.k - begin);
+            const Step step = step_of(x + begin, n, low, high);
+            const Vf inverse = vset(step.inverse);
+            Vi sum = vizero();
+            for (int c = 0; c < n; c += 16) {
+                const Vf value = clipped(x + begin + c, n - c, low, high);
+                const Vi code = step.inverse > 0.0f ? vround(value * inverse) : vizero();
+                sum = sum + code;
+                int8_t* out = a.codes + (begin + c) * kRows + 4 * row;
+                if (kRows == 1 && n - c >= 16) {
+                    vstore_i8(out, code);
+                } else {
+                    alignas(16) int8_t bytes[16];
+                    vstore_i8(bytes, code);
+                    const int quarters = 2 * ceil_div(lesser(16, n - c), 8);
+                    for (int q = 0; q < quarters; q++) __builtin_memcpy(out + 4 * kRows * q, bytes + 4 * q, 4);
+                }
+            }
+            a.scales[g * kRows + row] = step.scale;
+            a.sums[g * kRows + row] = visum(sum);
+        }
+    }
+}
+
+static void quantise(const QuantiseArgs& a) {
+    switch (a.rows) {
+        case 1: return quantise_block<1>(a);
+        case 2: return quantise_block<2>(a);
+        case 3: return quantise_block<3>(a);
+        case 4: return quantise_block<4>(a);
+        case 5: return quantise_block<5>(a);
+        case 6: return quantise_block<6>(a);
+        case 7: return quantise_block<7>(a);
+        default: return quantise_block<8>(a);
+    }
+}
+
+static void quantise_lanes(const QuantiseLanesArgs& a) {
+    const Vf low = vset(a.low), high = vset(a.high);
+    const int lane_columns = a.int4 ? 8 : 4, chunk_columns = 16 * lane_columns;
+    const int chunks = ceil_div(a.k, chunk_columns);
+    __builtin_memset(a.codes, 0, static_cast<size_t>(chunks) * chunk_columns);
+    __builtin_memset(a.sums, 0, static_cast<size_t>(chunks) * 64);
+    for (int begin = 0; begin < a.k; begin += a.group) {
+        const int n = lesser(a.group, a.k - begin);
+        const Step step = step_of(a.x + begin, n, low, high);
+        for (int c = begin; c < begin + n; c++) {
+            const float x = a.x[c] < a.high ? a.x[c] : a.high;
+            const int code = step.inverse > 0.0f ? rounded((x > a.low ? x : a.low) * step.inverse) : 0;
+            const int chunk = c / chunk_columns, within = c % chunk_columns;
+            const int place = a.int4 ? (within & 1) * 64 + within / 2 : within;
+            a.codes[chunk * chunk_columns + place] = static_cast<int8_t>(code);
+            a.sums[chunk * 16 + within / lane_columns] += code;
+        }
+        for (int lane = begin / lane_columns; lane < ceil_div(begin + n, lane_columns); lane++) a.scales[lane] = step.scale;
+    }
+    for (int lane = ceil_div(a.k, lane_columns); lane < 16 * chunks; lane++) a.scales[lane] = 0.0f;
+}

@@ -1,0 +1,45 @@
+// All kernels of one instruction set, from the vector functions included before, as one table.
+#include "math.inl"
+#include "quantise.inl"
+#include "gemm_tile16.inl"
+#include "gemm_row.inl"
+#include "gemm_float.inl"
+#include "lookup.inl"
+#include "rows.inl"
+#include "elementwise.inl"
+#include "attention.inl"
+
+static_assert(kTokenBlock <= kMaxTokenBlock && kQueryRows <= kMaxQueryRows);
+
+constexpr KernelTable table_named(const char* name) {
+    return {.name = name,
+            .token_block = kTokenBlock,
+            .query_rows = kQueryRows,
+            .quantise = quantise,
+            .quantise_lanes = quantise_lanes,
+            .gemm_int4 = gemm_tile16<true>,
+            .gemm_int8 = gemm_tile16<false>,
+            .gemm_int4_geglu = gemm_int4_geglu,
+            .gemm_row_int4 = gemm_row<true>,
+            .gemm_row_int8 = gemm_row<false>,
+            .gemm_float = gemm_float,
+            .lookup = lookup,
+            .rms_norm = rms_norm,
+            .layer_norm = layer_norm,
+            .add_norm = add_norm,
+            .add = add,
+            .scale = scale,
+            .affine = affine,
+            .clamp = clamp,
+            .geglu = geglu,
+            .silu = silu,
+            .glu = glu,
+            .softcap = softcap,
+            .multiply_add = multiply_add,
+            .rope = rope,
+            .attend = attend,
+            .merge = merge,
+            .widen = widen,
+            .narrow = narrow,
+            .relative = relative};
+}

@@ -1,0 +1,65 @@
+// Stored tensors, bound: checked once, read in place ever after.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "errors.h"
+#include "kernels.h"
+
+namespace cellmd {
+
+// A stored tensor as `quant/tensor.py` describes it. Bytes are read-only views that `owner` keeps alive.
+struct StoredTensor {
+    int64_t n, k;  // all dimensions but the last, the last
+    std::string_view dtype, layout;
+    std::optional<std::string_view> scale_dtype;
+    int64_t group_size;
+    std::span<const std::byte> data, scales;
+    std::span<const float> row_factors;
+    std::shared_ptr<const void> owner;
+};
+
+struct Clip {
+    float input_low, input_high, output_low, output_high;
+};
+
+// An n x k matrix to multiply with or to look rows up in.
+class Matrix {
+   public:
+    // Throws ArgumentError if the bytes do not fit the shape or the coding is unknown.
+    Matrix(const StoredTensor& stored, std::optional<Clip> clip, std::vector<float> bias);
+
+    enum class Kind : uint8_t { Int4Tiled, Int8Tiled, Int4Rows, Int8Rows, Float };
+
+    Kind kind() const { return kind_; }
+    bool tiled() const { return kind_ == Kind::Int4Tiled || kind_ == Kind::Int8Tiled; }
+    int n() const { return n_; }
+    int k() const { return k_; }
+    const IntMatrix& integers() const { return integers_; }
+    const FloatMatrix& floats() const { return floats_; }
+    const Lookup& lookup() const { return lookup_; }
+    float input_low() const { return input_low_; }
+    float input_high() const { return input_high_; }
+
+    // Outputs start..stop-1 alone, sharing memory; both are multiples of 16, or stop is n.
+    Matrix rows(int64_t start, int64_t stop) const;
+
+   private:
+    void bind_integers(const StoredTensor& stored);
+    void bind_floats(const StoredTensor& stored);
+
+    Kind kind_;
+    int n_, k_;
+    IntMatrix integers_{};
+    FloatMatrix floats_{};
+    Lookup lookup_{};
+    float input_low_, input_high_;
+    std::shared_ptr<const std::vector<float>> bias_;
+    std::shared_ptr<const void> owner_;
+};
+
+}  // namespace cellmd

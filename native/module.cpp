@@ -1,0 +1,296 @@
+// The Python module cellmd._native: tensors, matrices, caches and the operations on them.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstring>
+
+#include "cache.h"
+#include "ops.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace cellmd {
+namespace {
+
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using HostFloats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using HostInts = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void check_interrupt() {
+    const nb::gil_scoped_acquire locked;
+    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+}
+
+// The interpreter runs other threads while kernels of more than a few microseconds do.
+constexpr int64_t kWorthUnlocking = 1 << 15;
+template <typename Body>
+auto unlocked_if(bool worth, const Body& body) {
+    if (!worth) return body();
+    const nb::gil_scoped_release unlocked;
+    return body();
+}
+template <typename Body>
+auto unlocked_for(const Tensor& x, const Body& body) {
+    return unlocked_if(x.elements() > kWorthUnlocking, body);
+}
+
+Tensor tensor_of(Context& context, const HostFloats& values) {
+    std::vector<int64_t> shape;
+    for (size_t i = 0; i < values.ndim(); i++) shape.push_back(static_cast<int64_t>(values.shape(i)));
+    Tensor out(*context.memory, ElementType::Float, shape);
+    std::memcpy(out.floats(), values.data(), values.nbytes());
+    return out;
+}
+
+Tensor ints_of(Context& context, const HostInts& values) {
+    const int64_t shape[] = {static_cast<int64_t>(values.shape(0))};
+    Tensor out(*context.memory, ElementType::Int, shape);
+    std::memcpy(out.ints(), values.data(), values.nbytes());
+    return out;
+}
+
+Tensor zeros(Context& context, const std::vector<int64_t>& shape) {
+    Tensor out(*context.memory, ElementType::Float, shape);
+    std::memset(out.floats(), 0, static_cast<size_t>(out.elements()) * sizeof(float));
+    return out;
+}
+
+Tensor copy_of(Context& context, const Tensor& x) {
+    Tensor out(*context.memory, x.type(), x.shape());
+    for (int64_t row = 0; row < x.rows(); row++) std::memcpy(out.row(row), x.row(row), static_cast<size_t>(x.row_size()) * 4);
+    return out;
+}
+
+// A NumPy array over the tensor's memory, which it keeps.
+nb::object numpy_view(const Tensor& x) {
+    size_t shape[Tensor::kMaxDims];
+    int64_t strides[Tensor::kMaxDims];
+    for (int i = x.dims() - 1, step = 1; i >= 0; step *= static_cast<int>(x.size(i)), i--) {
+        shape[i] = static_cast<size_t>(x.size(i));
+        strides[i] = i == 0 ? x.row_stride() : step;
+    }
+    const nb::object owner = nb::cast(x);
+    const nb::dlpack::dtype type = x.type() == ElementType::Float ? nb::dtype<float>() : nb::dtype<int32_t>();
+    return nb::cast(nb::ndarray<nb::numpy>(x.floats(), static_cast<size_t>(x.dims()), shape, owner, strides, type));
+}
+
+nb::tuple shape_of(const Tensor& x) {
+    nb::list sizes;
+    for (const int64_t size : x.shape()) sizes.append(size);
+    return nb::tuple(sizes);
+}
+
+std::shared_ptr<const void> keep(nb::object object) {
+    return {new nb::object(std::move(object)), [](nb::object* held) {
+                const nb::gil_scoped_acquire locked;
+                delete held;
+            }};
+}
+
+Matrix bind_matrix(int64_t n, int64_t k, std::string_view dtype, std::string_view layout,
+                   std::optional<std::string_view> scale_dtype, int64_t group_size, const Bytes& data,
+                   const std::optional<Bytes>& scales, const std::optional<HostFloats>& row_factors,
+                   std::optional<std::tuple<float, float, float, float>> clip, const std::optional<HostFloats>& bias,
+                   nb::object owner) {
+    const auto bytes = [](const Bytes& array) { return std::as_bytes(std::span(array.data(), array.size())); };
+    StoredTensor stored{.n = n, .k = k, .dtype = dtype, .layout = layout, .scale_dtype = scale_dtype, .group_size = group_size,
+                        .data = bytes(data), .scales = {}, .row_factors = {}, .owner = keep(std::move(owner))};
+    if (scales) stored.scales = bytes(*scales);
+    if (row_factors) stored.row_factors = {row_factors->data(), row_factors->size()};
+    std::optional<Clip> bounds;
+    if (clip) bounds = Clip{std::get<0>(*clip), std::get<1>(*clip), std::get<2>(*clip), std::get<3>(*clip)};
+    std::vector<float> added;
+    if (bias) added.assign(bias->data(), bias->data() + bias->size());
+    return Matrix(stored, bounds, std::move(added));
+}
+
+// Without an eps there is no norm; without a weight there may still be one.
+std::optional<Norm> norm_of(const Tensor* weight, std::optional<float> eps) {
+    if (!eps) return std::nullopt;
+    return Norm{weight, *eps};
+}
+
+nb::tuple linears_of(Context& context, const Tensor& x, const Tensor* weight, std::optional<float> eps, nb::sequence matrices) {
+    std::vector<const Matrix*> list;
+    for (const nb::handle matrix : matrices) list.push_back(nb::cast<const Matrix*>(matrix));
+    for (const Matrix* matrix : list)
+        if (!matrix) throw nb::type_error("a matrix is needed, found None");
+    std::vector<Tensor> outputs;
+    {
+        const nb::gil_scoped_release unlocked;
+        outputs = linears(context, x, norm_of(weight, eps), list);
+    }
+    nb::list results;
+    for (Tensor& out : outputs) results.append(nb::cast(std::move(out)));
+    return nb::tuple(results);
+}
+
+Operand operand_of(const nb::object& value) {
+    if (nb::isinstance<Tensor>(value)) return nb::cast<const Tensor*>(value);
+    return nb::cast<float>(value);
+}
+
+CacheType cache_type_of(std::string_view name) {
+    if (name == "f16") return CacheType::Half;
+    if (name == "f32") return CacheType::Float;
+    require(name == "i8", "a cache of '", name, "'; known are f16, f32 and i8");
+    return CacheType::Int8;
+}
+
+void bind_types(nb::module_& m) {
+    nb::class_<Tensor>(m, "Tensor", "Activations or indices: float32 or int32, rows first.")
+        .def_prop_ro("shape", &shape_of)
+        .def("__repr__", [](const Tensor& x) { return "Tensor " + x.describe(); })
+        .def("numpy", &numpy_view, "A view as a NumPy array.")
+        .def(
+            "__array__",
+            [](const Tensor& x, const nb::object& dtype, const nb::object& copy) {
+                nb::object array = numpy_view(x);
+                if (!dtype.is_none()) array = array.attr("astype")(dtype);
+                return copy.is(nb::bool_(true)) ? array.attr("copy")() : array;
+            },
+            "dtype"_a = nb::none(), "copy"_a = nb::none());
+    nb::class_<Matrix>(m, "Matrix", "A stored tensor, bound for products and look-ups; its bytes stay where they are.")
+        .def_prop_ro("shape", [](const Matrix& x) { return nb::make_tuple(x.n(), x.k()); })
+        .def("rows", &Matrix::rows, "start"_a, "stop"_a);
+    nb::class_<Cache>(m, "Cache", "Keys and values of one layer.")
+        .def_prop_ro("capacity", &Cache::capacity)
+        .def_prop_ro("slots", &Cache::slots);
+    m.def("bind_matrix", &bind_matrix, "n"_a, "k"_a, "dtype"_a, "layout"_a, "scale_dtype"_a.none(), "group_size"_a,
+          "data"_a.noconvert(), "scales"_a.none().noconvert(), "row_factors"_a.none().noconvert(), "clip"_a.none(), "bias"_a.none(),
+          "owner"_a);
+}
+
+void bind_rows(nb::class_<Context>& c) {
+    c.def("embed",
+          [](Context& self, const Matrix& table, const Tensor& ids, float scale, int64_t start, std::optional<int64_t> stop) {
+              return unlocked_if(ids.elements() > 8,
+                                 [&] { return embed(self, table, ids, scale, start, stop.value_or(table.k())); });
+          },
+          "table"_a, "ids"_a, "scale"_a, "start"_a, "stop"_a.none());
+    c.def("take_rows", &take_rows);
+    c.def("put_rows", &put_rows);
+    c.def("linears", &linears_of, "x"_a, "norm_weight"_a.none(), "eps"_a.none(), "matrices"_a);
+    c.def("linear", [](Context& self, const Tensor& x, const Matrix& matrix) {
+        const Matrix* const one[] = {&matrix};
+        const nb::gil_scoped_release unlocked;
+        return std::move(linears(self, x, std::nullopt, one).front());
+    });
+    c.def("gated_linear",
+          [](Context& self, const Tensor& x, const Tensor* weight, std::optional<float> eps, const Matrix& gate, const Matrix& up) {
+              const nb::gil_scoped_release unlocked;
+              return gated_linear(self, x, norm_of(weight, eps), gate, up);
+          },
+          "x"_a, "norm_weight"_a.none(), "eps"_a.none(), "gate"_a, "up"_a);
+    c.def("rms_norm",
+          [](Context& self, const Tensor& x, const Tensor* weight, float eps) {
+              return unlocked_for(x, [&] { return rms_norm(self, x, {weight, eps}); });
+          },
+          "x"_a, "weight"_a.none(), "eps"_a);
+    c.def("layer_norm", [](Context& self, const Tensor& x, const Tensor& weight, float eps) {
+        return unlocked_for(x, [&] { return layer_norm(self, x, weight, eps); });
+    });
+    c.def("add_norm", [](Context& self, const Tensor& x, const Tensor& y, const Tensor& weight, float eps, float scale) {
+        unlocked_for(x, [&] { add_norm(self, x, y, {&weight, eps}, scale); });
+    });
+    c.def("rope_table", [](Context& self, const Tensor& positions, double base, int64_t rotary_dim, int64_t head_dim) {
+        return unlocked_for(positions, [&] { return rope_table(self, positions, base, rotary_dim, head_dim); });
+    });
+    c.def("rope",
+          [](Context& self, const Tensor& x, const Tensor* weight, std::optional<float> eps, const Tensor& table) {
+              const auto norm = norm_of(weight, eps);
+              return unlocked_for(x, [&] { return rope(self, x, norm, table); });
+          },
+          "x"_a, "norm_weight"_a.none(), "eps"_a.none(), "table"_a);
+    c.def("rope_2d",
+          [](Context& self, const Tensor& x, const Tensor& table_x, const Tensor& table_y) {
+              return unlocked_for(x, [&] { return rope_2d(self, x, std::nullopt, table_x, table_y); });
+          });
+}
+
+void bind_elements(nb::class_<Context>& c) {
+    c.def("add", [](Context& self, const Tensor& x, const Tensor& y, float factor) {
+        unlocked_for(x, [&] { add(self, x, y, factor); });
+    });
+    c.def("scale", [](Context& self, const Tensor& x, float factor) { unlocked_for(x, [&] { scale(self, x, factor); }); });
+    c.def("affine", [](Context& self, const Tensor& x, const nb::object& factor, const nb::object& offset) {
+        const Operand f = operand_of(factor), o = operand_of(offset);
+        return unlocked_for(x, [&] { return affine(self, x, f, o); });
+    });
+    c.def("clamp", [](Context& self, const Tensor& x, float low, float high) {
+        return unlocked_for(x, [&] { return clamp(self, x, low, high); });
+    });
+    c.def("geglu", [](Context& self, const Tensor& gate, const Tensor& up) {
+        return unlocked_for(gate, [&] { return geglu(self, gate, up); });
+    });
+    c.def("silu", [](Context& self, const Tensor& x) { return unlocked_for(x, [&] { return silu(self, x); }); });
+    c.def("glu", [](Context& self, const Tensor& x) { return unlocked_for(x, [&] { return glu(self, x); }); });
+    c.def("softcap", [](Context& self, const Tensor& x, float cap) { unlocked_for(x, [&] { softcap(self, x, cap); }); });
+    c.def("conv2d", &conv2d, nb::call_guard<nb::gil_scoped_release>());
+    c.def("depthwise_conv1d", &depthwise_conv1d, nb::call_guard<nb::gil_scoped_release>());
+    c.def("pool_patches", &pool_patches, nb::call_guard<nb::gil_scoped_release>());
+}
+
+void bind_attention(nb::class_<Context>& c) {
+    c.def("new_cache", [](Context&, int64_t slots, int64_t capacity, int64_t heads, int64_t head_dim, std::string_view type) {
+        return new Cache(slots, capacity, heads, head_dim, cache_type_of(type));
+    });
+    c.def("append", &append, nb::call_guard<nb::gil_scoped_release>());
+    c.def("append_normed",
+          [](Context& self, Cache& cache, const Tensor& keys, const Tensor& values, const Tensor& weight, float eps,
+             const Tensor& table, const Tensor& slots, const Tensor& positions) {
+              unlocked_for(keys, [&] { append_normed(self, cache, keys, values, {&weight, eps}, table, slots, positions); });
+          });
+    c.def("attention", &attention, nb::call_guard<nb::gil_scoped_release>());
+    c.def("attention_bidirectional", &attention_bidirectional, nb::call_guard<nb::gil_scoped_release>());
+    c.def("attention_relative", &attention_relative, nb::call_guard<nb::gil_scoped_release>());
+}
+
+}  // namespace
+}  // namespace cellmd
+
+NB_MODULE(_native, m) {
+    using namespace cellmd;
+    m.doc() = "Native kernels of the backend 'cpu'.";
+    nb::register_exception_translator(
+        [](const std::exception_ptr& error, void* type) {
+            try {
+                std::rethrow_exception(error);
+            } catch (const ArgumentError& e) {
+                PyErr_SetString(static_cast<PyObject*>(type), e.what());
+            }
+        },
+        nb::object(nb::module_::import_("cellmd.errors").attr("ArgumentError")).release().ptr());
+
+    bind_types(m);
+    m.def("instruction_sets", [] {
+        std::vector<std::string> names;
+        for (const KernelTable* table : available_kernels()) names.emplace_back(table->name);
+        return names;
+    }, "Names of the instruction sets that this machine can run, best first.");
+
+    nb::class_<Context> c(m, "Context", "Kernels, threads and memory of one backend.");
+    c.def("__init__", [](Context* self, int threads) {
+        require(1 <= threads && threads <= 1024, threads, " threads; 1..1024 are possible");
+        new (self) Context(threads, check_interrupt);
+    });
+    c.def_prop_ro("instruction_set", [](const Context& self) { return self.kernels.name; });
+    c.def_prop_ro("threads", &Context::threads);
+    c.def_prop_ro("held_bytes", [](const Context& self) { return self.memory->held_bytes(); });
+    c.def("begin", [](Context& self) { self.memory->next_pass(); });
+    c.def("floats", &tensor_of);
+    c.def("ints", &ints_of);
+    c.def("zeros", &zeros);
+    c.def("keep", &copy_of);
+    c.def("reshape", [](Context&, const Tensor& x, const std::vector<int64_t>& shape) { return x.reshaped(shape); });
+    c.def("columns", [](Context&, const Tensor& x, int64_t start, int64_t stop) { return x.columns(start, stop); });
+    bind_rows(c);
+    bind_elements(c);
+    bind_attention(c);
+}

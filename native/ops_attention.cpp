@@ -1,0 +1,386 @@
+// Attention: queries are grouped into items that read the same keys, items are shared out, and each goes through its
+// blocks of keys in ascending order. Where there are fewer items than threads could use (a decoding step), the blocks
+// themselves are shared out and joined afterwards, in the same order and by the same additions.
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "cache.h"
+#include "checks.h"
+#include "ops.h"
+
+namespace cellmd {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr int64_t kItemRows = 64;        // queries of an item, where there are as many
+constexpr int64_t kWaveBlocks = 64;      // blocks of keys of an item that are shared out at a time
+
+// Where the keys and values of one sequence and head lie.
+class Source {
+   public:
+    Source(const Cache& cache, int64_t slot, int head) : cache_(&cache), slot_(slot), head_(head) {}
+    Source(const float* keys, const float* values, int width) : keys_(keys), values_(values), width_(width) {}
+
+    CacheType type() const { return cache_ ? cache_->type() : CacheType::Float; }
+    int width() const { return cache_ ? cache_->width() : width_; }
+
+    void block(int64_t first, AttendArgs& args) const {
+        args.type = type();
+        args.key_scales = args.value_scales = nullptr;
+        if (!cache_) {
+            args.keys = keys_ + first * width_;
+            args.values = values_ + first * width_;
+            return;
+        }
+        const Cache::Place place = cache_->block(slot_, head_, first);
+        args.keys = place.keys;
+        args.values = place.values;
+        args.key_scales = place.key_scales;
+        args.value_scales = place.value_scales;
+    }
+
+   private:
+    const Cache* cache_ = nullptr;
+    int64_t slot_ = 0;
+    int head_ = 0;
+    const float *keys_ = nullptr, *values_ = nullptr;
+    int width_ = 0;
+};
+
+struct Query {
+    const float* q;
+    float* out;
+    int64_t from, to;  // positions that it sees: from..to-1
+};
+
+// Queries that read the same source.
+struct Item {
+    Source source;
+    std::vector<Query> queries;
+
+    int64_t first_block() const {
+        int64_t from = std::numeric_limits<int64_t>::max();
+        for (const Query& query : queries) from = std::min(from, query.from);
+        return from / kKeyBlock;
+    }
+    int64_t last_block() const {
+        int64_t to = 0;
+        for (const Query& query : queries) to = std::max(to, query.to);
+        return (to + kKeyBlock - 1) / kKeyBlock;
+    }
+};
+
+// Running results of some queries.
+struct Sums {
+    float *largest, *total, *weighted;
+    static size_t floats(int64_t rows, int width) { return static_cast<size_t>(rows * (width + 2) + 32); }
+    Sums(float* memory, int64_t rows, int width) : largest(memory), total(memory + rows), weighted(memory + (2 * rows + 15) / 16 * 16) {
+        std::fill_n(largest, rows, -kInfinity);
+        std::fill_n(total, rows, 0.0f);
+        std::fill_n(weighted, rows * width, 0.0f);
+    }
+};
+
+// Queries by the kernel's row count: groups of `size` queries (a power of two), packed [group][width][size].
+class Packed {
+   public:
+    Packed(const KernelTable& kernels, const Item& item, int head_dim, float* memory)
+        : size_(static_cast<int>(std::min<int64_t>(kernels.query_rows, rounded(item))) ), width_(item.source.width()), data_(memory) {
+        for (int64_t g = 0; g < groups(item); g++)
+            for (int r = 0; r < size_; r++) {
+                const size_t i = static_cast<size_t>(g * size_ + r);
+                float* to = data_ + g * width_ * size_ + r;
+                for (int d = 0; d < width_; d++)
+                    to[d * size_] = i < item.queries.size() && d < head_dim ? item.queries[i].q[d] : 0.0f;
+            }
+    }
+    static size_t floats(const KernelTable& kernels, const Item& item) {
+        return (item.queries.size() + static_cast<size_t>(kernels.query_rows)) * static_cast<size_t>(item.source.width());
+    }
+    int64_t groups(const Item& item) const { return (static_cast<int64_t>(item.queries.size()) + size_ - 1) / size_; }
+    int size() const { return size_; }
+    const float* group(int64_t g) const { return data_ + g * width_ * size_; }
+
+   private:
+    static int64_t rounded(const Item& item) {
+        int64_t size = 1;
+        while (size < static_cast<int64_t>(item.queries.size())) size *= 2;
+        return size;
+    }
+    int size_, width_;
+    float* data_;
+};
+
+// Sets what group g of the item sees of a block that begins at position `first`; false if nothing.
+bool set_ranges(const Item& item, int64_t g, int size, int64_t first, AttendArgs& args) {
+    args.rows = size;
+    args.first = kKeyBlock;
+    args.last = 0;
+    for (int r = 0; r < size; r++) {
+        const size_t i = static_cast<size_t>(g * size + r);
+        args.from[r] = args.to[r] = 0;
+        if (i >= item.queries.size()) continue;
+        const int from = static_cast<int>(std::clamp<int64_t>(item.queries[i].from - first, 0, kKeyBlock));
+        const int to = static_cast<int>(std::clamp<int64_t>(item.queries[i].to - first, 0, kKeyBlock));
+        if (from >= to) continue;
+        args.from[r] = from;
+        args.to[r] = to;
+        args.first = std::min(args.first, from);
+        args.last = std::max(args.last, to);
+    }
+    return args.first < args.last;
+}
+
+// Stored keys and values as float32, once for all groups of an item.
+void widen_block(const KernelTable& kernels, AttendArgs& args, int width, float* memory) {
+    const int n = kKeyBlock * width;
+    kernels.widen(args.keys, args.type, n, memory);
+    kernels.widen(args.values, args.type, n, memory + n);
+    args.keys = memory;
+    args.values = memory + n;
+    args.type = CacheType::Float;
+}
+
+void finish(const Query& query, const float* weighted, float total, int head_dim) {
+    const float inverse = 1.0f / total;
+    for (int d = 0; d < head_dim; d++) query.out[d] = weighted[d] * inverse;
+}
+
+// One item, all its blocks.
+void attend_item(const KernelTable& kernels, const Item& item, int head_dim) {
+    const int64_t rows = static_cast<int64_t>(item.queries.size());
+    const int width = item.source.width();
+    const size_t widened = static_cast<size_t>(2 * kKeyBlock * width), part = static_cast<size_t>(kMaxQueryRows * width);
+    float* memory = scratch(widened + part + Packed::floats(kernels, item) + Sums::floats(rows, width));
+    float* block_weighted = memory + widened;
+    const Packed packed(kernels, item, head_dim, block_weighted + part);
+    Sums sums(block_weighted + part + Packed::floats(kernels, item), rows, width);
+    AttendArgs args{};
+    args.head_dim = width;
+    args.weighted = block_weighted;
+    for (int64_t block = item.first_block(); block < item.last_block(); block++) {
+        item.source.block(block * kKeyBlock, args);
+        if (packed.groups(item) > 1 && args.type == CacheType::Half) widen_block(kernels, args, width, memory);
+        for (int64_t g = 0; g < packed.groups(item); g++) {
+            if (!set_ranges(item, g, packed.size(), block * kKeyBlock, args)) continue;
+            args.queries = packed.group(g);
+            kernels.attend(args);
+            for (int r = 0; r < packed.size(); r++) {
+                const int64_t i = g * packed.size() + r;
+                if (i < rows)
+                    kernels.merge(sums.largest + i, sums.total + i, sums.weighted + i * width, args.largest[r], args.total[r],
+                                  block_weighted + r * width, width);
+            }
+        }
+    }
+    for (int64_t i = 0; i < rows; i++) finish(item.queries[static_cast<size_t>(i)], sums.weighted + i * width, sums.total[i], head_dim);
+}
+
+// One item of a single group of queries, its blocks shared out in waves.
+void attend_shared(Context& context, const Item& item, int head_dim) {
+    const KernelTable& kernels = context.kernels;
+    const int64_t rows = static_cast<int64_t>(item.queries.size());
+    const int width = item.source.width();
+    Tensor packed_memory(*context.memory, {static_cast<int64_t>(Packed::floats(kernels, item))});
+    Tensor sums_memory(*context.memory, {static_cast<int64_t>(Sums::floats(rows, width))});
+    const Packed packed(kernels, item, head_dim, packed_memory.floats());
+    Sums sums(sums_memory.floats(), rows, width);
+    const int64_t first = item.first_block(), last = item.last_block(), size = packed.size();
+    const int64_t wave = std::min(kWaveBlocks, last - first), stride = size * (width + 2);
+    Tensor parts(*context.memory, {wave, stride});
+    const double cost = static_cast<double>(kKeyBlock * width) * static_cast<double>(size) / 8.0;
+    for (int64_t begin = first; begin < last; begin += wave) {
+        const int64_t blocks = std::min(wave, last - begin);
+        context.parallel(blocks, cost, [&](int64_t from, int64_t to, int) {
+            for (int64_t b = from; b < to; b++) {
+                AttendArgs args{};
+                args.head_dim = width;
+                args.queries = packed.group(0);
+                args.weighted = parts.row(b);
+                item.source.block((begin + b) * kKeyBlock, args);
+                float* ends = parts.row(b) + size * width;
+                if (set_ranges(item, 0, packed.size(), (begin + b) * kKeyBlock, args)) {
+                    kernels.attend(args);
+                    std::copy_n(args.largest, size, ends);
+                    std::copy_n(args.total, size, ends + size);
+                } else {
+                    std::fill_n(ends, size, -kInfinity);
+                }
+            }
+        });
+        context.parallel(rows, static_cast<double>(blocks * width) / 8.0, [&](int64_t from, int64_t to, int) {
+            for (int64_t i = from; i < to; i++)
+                for (int64_t b = 0; b < blocks; b++) {
+                    const float* ends = parts.row(b) + size * width;
+                    kernels.merge(sums.largest + i, sums.total + i, sums.weighted + i * width, ends[i], ends[size + i],
+                                  parts.row(b) + i * width, width);
+                }
+        });
+    }
+    for (int64_t i = 0; i < rows; i++) finish(item.queries[static_cast<size_t>(i)], sums.weighted + i * width, sums.total[i], head_dim);
+}
+
+void attend_all(Context& context, const std::vector<Item>& items, int head_dim) {
+    double work = 0.0;
+    for (const Item& item : items)
+        work += static_cast<double>(item.queries.size()) * static_cast<double>(item.last_block() - item.first_block());
+    const int64_t n = static_cast<int64_t>(items.size());
+    // Neighbouring items see about as many keys; taking them from both ends in turn gives each thread its share of both.
+    context.parallel(n, work / static_cast<double>(n) * kKeyBlock * head_dim / 8.0, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; i++) attend_item(context.kernels, items[static_cast<size_t>(i % 2 ? n - 1 - i / 2 : i / 2)], head_dim);
+    });
+}
+
+void require_cache_rows(const Cache& cache, const Tensor& x, int64_t heads, const Tensor& slots, const Tensor& positions) {
+    require_floats(x, 3, "what goes to or asks the cache");
+    require(x.size(2) == cache.head_dim() && heads % cache.heads() == 0 && heads > 0, x.describe(), " does not fit a cache of ",
+            cache.heads(), " heads of ", cache.head_dim());
+    require_indices(slots, x.size(0), cache.slots(), "slots");
+    require_indices(positions, x.size(0), int64_t{1} << 31, "positions");
+}
+
+}  // namespace
+
+Tensor attention(Context& context, const Tensor& q, const Cache& cache, const Tensor& slots, const Tensor& positions,
+                 int64_t window) {
+    require_cache_rows(cache, q, q.dims() == 3 ? q.size(1) : 0, slots, positions);
+    require(0 <= window && window <= cache.capacity(), "a window of ", window, " in a cache of ", cache.capacity());
+    const int64_t n = q.size(0), heads = q.size(1), readers = heads / cache.heads();
+    const int head_dim = cache.head_dim();
+    Tensor out(*context.memory, ElementType::Float, q.shape());
+    if (n == 0) return out;
+    const auto query_at = [&](int64_t row, int64_t head) {
+        const int64_t position = positions.ints()[row];
+        require(window > 0 || position < cache.capacity(), "position ", position, " in a cache of ", cache.capacity());
+        return Query{q.row(row) + head * head_dim, out.row(row) + head * head_dim,
+                     window ? std::max<int64_t>(0, position - window + 1) : 0, position + 1};
+    };
+    // Few rows, many threads: blocks of keys are shared out instead of items.
+    const bool share = context.threads() > 1 && n * cache.heads() < 2 * context.threads() && readers <= context.kernels.query_rows;
+    const int64_t rows_of_item = share ? 1 : std::max<int64_t>(1, kItemRows / readers);
+    std::vector<Item> items;
+    for (int64_t row = 0; row < n;) {
+        int64_t end = row + 1;
+        while (end < n && end < row + rows_of_item && slots.ints()[end] == slots.ints()[row]) end++;
+        for (int kv = 0; kv < cache.heads(); kv++) {
+            Item item{Source(cache, slots.ints()[row], kv), {}};
+            for (int64_t i = row; i < end; i++)
+                for (int64_t h = 0; h < readers; h++) item.queries.push_back(query_at(i, kv * readers + h));
+            items.push_back(std::move(item));
+        }
+        row = end;
+    }
+    if (share)
+        for (const Item& item : items) attend_shared(context, item, head_dim);
+    else
+        attend_all(context, items, head_dim);
+    return out;
+}
+
+void append(Context& context, Cache& cache, const Tensor& keys, const Tensor& values, const Tensor& slots,
+            const Tensor& positions) {
+    append_normed(context, cache, keys, values, {nullptr, -1.0f}, keys, slots, positions);
+}
+
+void append_normed(Context& context, Cache& cache, const Tensor& keys, const Tensor& values, Norm key_norm, const Tensor& table,
+                   const Tensor& slots, const Tensor& positions) {
+    require_same_shape(keys, values, "keys and values");
+    require_cache_rows(cache, keys, cache.heads(), slots, positions);
+    require(keys.size(1) == cache.heads(), keys.describe(), " does not fit a cache of ", cache.heads(), " heads");
+    const bool normed = key_norm.weight != nullptr;
+    const int head_dim = cache.head_dim(), width = cache.width(), half = head_dim / 2;
+    int turning = 0;
+    if (normed) {
+        require_vector(*key_norm.weight, head_dim, "the weight of the keys' norm");
+        require(head_dim % 2 == 0 && table.type() == ElementType::Float && table.dims() == 3 && table.size(0) == keys.size(0) &&
+                    table.size(1) == 2 && table.size(2) <= half,
+                "the rotary table must be float32 (", keys.size(0), ", 2, at most ", half, "), found ", table.describe());
+        turning = static_cast<int>(table.size(2));
+    }
+    const KernelTable& kernels = context.kernels;
+    Tensor room(*context.memory, {context.threads(), 2 * width});
+    context.parallel(keys.size(0), static_cast<double>(width * cache.heads()), [&](int64_t begin, int64_t end, int thread) {
+        float *key = room.row(thread), *value = key + width;
+        std::fill_n(key, 2 * width, 0.0f);
+        for (int64_t row = begin; row < end; row++)
+            for (int head = 0; head < cache.heads(); head++) {
+                const float *from_key = keys.row(row) + head * head_dim, *from_value = values.row(row) + head * head_dim;
+                if (normed) {
+                    kernels.rms_norm(from_key, key_norm.weight->floats(), key_norm.eps, head_dim, key);
+                    kernels.rope(key, table.row(row), table.row(row) + turning, turning, half, key);
+                    kernels.rms_norm(from_value, nullptr, key_norm.eps, head_dim, value);
+                } else {
+                    std::copy_n(from_key, head_dim, key);
+                    std::copy_n(from_value, head_dim, value);
+                }
+                cache.write(kernels, slots.ints()[row], head, positions.ints()[row], key, value);
+            }
+    });
+}
+
+Tensor attention_bidirectional(Context& context, const Tensor& q, const Tensor& k, const Tensor& v) {
+    require_floats(q, 3, "queries");
+    require_same_shape(q, k, "queries and keys");
+    require_same_shape(q, v, "queries and values");
+    const int64_t n = q.size(0), heads = q.size(1);
+    const int head_dim = static_cast<int>(q.size(2)), width = (head_dim + 15) / 16 * 16;
+    Tensor out(*context.memory, ElementType::Float, q.shape());
+    if (out.elements() == 0) return out;
+    const int64_t blocks = (n + kKeyBlock - 1) / kKeyBlock, padded = blocks * kKeyBlock;
+    Tensor keys(*context.memory, {heads, padded, width}), values(*context.memory, {heads, padded, width});
+    context.parallel(heads * blocks, static_cast<double>(kKeyBlock * width) / 2.0, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; i++) {
+            const int64_t head = i / blocks, first = i % blocks * kKeyBlock;
+            float *to_keys = keys.row(head) + first * width, *to_values = values.row(head) + first * width;
+            const int64_t there = std::min<int64_t>(kKeyBlock, n - first);
+            std::fill_n(to_keys, kKeyBlock * width, 0.0f);
+            std::fill_n(to_values, kKeyBlock * width, 0.0f);
+            for (int64_t j = 0; j < there; j++) {
+                const float* key = k.row(first + j) + head * head_dim;
+                for (int d = 0; d < head_dim; d++) to_keys[d * kKeyBlock + j] = key[d];
+                std::copy_n(v.row(first + j) + head * head_dim, head_dim, to_values + j * width);
+            }
+        }
+    });
+    std::vector<Item> items;
+    for (int64_t head = 0; head < heads; head++)
+        for (int64_t row = 0; row < n; row += kItemRows) {
+            Item item{Source(keys.row(head), values.row(head), width), {}};
+            for (int64_t i = row; i < std::min(n, row + kItemRows); i++)
+                item.queries.push_back({q.row(i) + head * head_dim, out.row(i) + head * head_dim, 0, n});
+            items.push_back(std::move(item));
+        }
+    attend_all(context, items, head_dim);
+    return out;
+}
+
+Tensor attention_relative(Context& context, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& relative_keys,
+                          int64_t past, int64_t future, float cap) {
+    require_floats(q, 3, "queries");
+    require_same_shape(q, k, "queries and keys");
+    require_same_shape(q, v, "queries and values");
+    require_floats(relative_keys, 3, "relative keys");
+    require(relative_keys.size(1) == q.size(1) && relative_keys.size(2) == q.size(2), "relative keys ", relative_keys.describe(),
+            " for queries ", q.describe());
+    constexpr int64_t kFar = 1 << 20;
+    require(1 <= past && past <= kFar && 0 <= future && future <= kFar, "a past of ", past, " and a future of ", future, " rows");
+    require(cap > 0.0f, "a cap of ", cap, "; it must be above 0");
+    const int64_t n = q.size(0), heads = q.size(1);
+    const int head_dim = static_cast<int>(q.size(2));
+    Tensor out(*context.memory, ElementType::Float, q.shape());
+    const RelativeArgs args{.q = q.floats(), .k = k.floats(), .v = v.floats(), .relative_keys = relative_keys.floats(),
+                            .n = static_cast<int>(n), .heads = static_cast<int>(heads), .head_dim = head_dim,
+                            .n_relative = static_cast<int>(relative_keys.size(0)), .past = static_cast<int>(past),
+                            .future = static_cast<int>(future), .cap = cap};
+    const double cost = static_cast<double>((past + future) * (3 * head_dim / 16 + 8));
+    context.parallel(n * heads, cost, [&](int64_t begin, int64_t end, int) {
+        float* scores = scratch(static_cast<size_t>(past + future));
+        for (int64_t i = begin; i < end; i++)
+            context.kernels.relative(args, static_cast<int>(i / heads), static_cast<int>(i % heads), scores,
+                                     out.row(i / heads) + i % heads * head_dim);
+    });
+    return out;
+}
+
+}  // namespace cellmd

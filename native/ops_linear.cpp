@@ -1,0 +1,235 @@
+// Products with matrices: activations are prepared once for all matrices of a call, then all their tiles are shared out.
+#include <algorithm>
+#include <limits>
+
+#include "checks.h"
+#include "ops.h"
+
+namespace cellmd {
+namespace {
+
+int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// How a matrix wants its activations.
+struct Form {
+    enum class Kind : uint8_t { Tiled, Int4Rows, Int8Rows, Float } kind;
+    int group;
+    float low, high;
+    bool operator==(const Form&) const = default;
+};
+
+Form form_of(const Matrix& m) {
+    switch (m.kind()) {
+        case Matrix::Kind::Int4Tiled:
+        case Matrix::Kind::Int8Tiled: return {Form::Kind::Tiled, m.integers().group, m.input_low(), m.input_high()};
+        case Matrix::Kind::Int4Rows: return {Form::Kind::Int4Rows, m.integers().group, m.input_low(), m.input_high()};
+        case Matrix::Kind::Int8Rows: return {Form::Kind::Int8Rows, m.integers().group, m.input_low(), m.input_high()};
+        default: return {Form::Kind::Float, 0, m.input_low(), m.input_high()};
+    }
+}
+
+// Activations of all rows in one form.
+struct Prepared {
+    Form form;
+    BlockRef memory;
+    int64_t code_stride, scale_stride;  // per row
+    int8_t* codes;
+    float* scales;
+    int32_t* sums;
+    float* floats;
+};
+
+class Inputs {
+   public:
+    Inputs(Context& context, const Tensor& x, std::optional<Norm> norm) : context_(context), x_(x), norm_(norm) {
+        require_floats(x, 2, "the input of a matrix");
+        if (norm && norm->weight) require_vector(*norm->weight, x.size(1), "the weight of a norm");
+    }
+
+    // Index of the prepared activations that m will find.
+    size_t add(const Matrix& m) {
+        require(m.k() == x_.size(1), "a matrix of ", m.k(), " inputs times ", x_.describe());
+        const Form form = form_of(m);
+        for (size_t i = 0; i < prepared_.size(); i++)
+            if (prepared_[i].form == form) return i;
+        prepared_.push_back(room_for(form));
+        return prepared_.size() - 1;
+    }
+
+    void prepare() {
+        const int rows = static_cast<int>(x_.size(0)), block = context_.kernels.token_block;
+        const double cost = static_cast<double>(block) * static_cast<double>(x_.size(1)) / 8.0;
+        context_.parallel(ceil_div(rows, block), cost, [&](int64_t begin, int64_t end, int) {
+            for (int64_t i = begin; i < end; i++) prepare_rows(static_cast<int>(i) * block, std::min(block, rows - static_cast<int>(i) * block));
+        });
+    }
+
+    const Prepared& operator[](size_t i) const { return prepared_[i]; }
+
+   private:
+    Prepared room_for(const Form& form) {
+        const int64_t rows = x_.size(0), k = x_.size(1);
+        const auto align = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
+        Prepared p{.form = form, .memory = {}, .code_stride = 0, .scale_stride = 0, .codes = nullptr, .scales = nullptr,
+                   .sums = nullptr, .floats = nullptr};
+        switch (form.kind) {
+            case Form::Kind::Tiled:
+                p.code_stride = (k + 7) / 8 * 8;
+                p.scale_stride = (k + form.group - 1) / form.group;
+                break;
+            case Form::Kind::Int4Rows:
+                p.code_stride = (k + 127) / 128 * 128;
+                p.scale_stride = p.code_stride / 8;
+                break;
+            case Form::Kind::Int8Rows:
+                p.code_stride = (k + 63) / 64 * 64;
+                p.scale_stride = p.code_stride / 4;
+                break;
+            case Form::Kind::Float:
+                if (!norm_ && form.low == -std::numeric_limits<float>::infinity() &&
+                    form.high == std::numeric_limits<float>::infinity())
+                    return p;  // x itself will do
+                p.memory = context_.memory->take(static_cast<size_t>(rows * k) * sizeof(float));
+                p.floats = reinterpret_cast<float*>(p.memory.data());
+                return p;
+        }
+        const int64_t code_bytes = align(rows * p.code_stride), scale_bytes = align(rows * p.scale_stride * 4);
+        p.memory = context_.memory->take(static_cast<size_t>(code_bytes + 2 * scale_bytes));
+        p.codes = reinterpret_cast<int8_t*>(p.memory.data());
+        p.scales = reinterpret_cast<float*>(p.memory.data() + code_bytes);
+        p.sums = reinterpret_cast<int32_t*>(p.memory.data() + code_bytes + scale_bytes);
+        return p;
+    }
+
+    void prepare_rows(int first, int rows) {
+        const KernelTable& kernels = context_.kernels;
+        const int k = static_cast<int>(x_.size(1));
+        const float* x = x_.row(first);
+        size_t stride = static_cast<size_t>(x_.row_stride());
+        if (norm_) {
+            float* normed = scratch(static_cast<size_t>(rows) * k);
+            for (int i = 0; i < rows; i++)
+                kernels.rms_norm(x + i * stride, norm_->weight ? norm_->weight->floats() : nullptr, norm_->eps, k,
+                                 normed + static_cast<size_t>(i) * k);
+            x = normed;
+            stride = static_cast<size_t>(k);
+        }
+        for (const Prepared& p : prepared_) {
+            if (p.form.kind == Form::Kind::Tiled) {
+                kernels.quantise({.x = x, .row_stride = stride, .rows = rows, .k = k, .group = p.form.group, .low = p.form.low,
+                                  .high = p.form.high, .codes = p.codes + first * p.code_stride,
+                                  .scales = p.scales + first * p.scale_stride, .sums = p.sums + first * p.scale_stride});
+                continue;
+            }
+            for (int i = 0; i < rows; i++) {
+                const float* row = x + i * stride;
+                if (p.form.kind == Form::Kind::Float) {
+                    if (p.floats) kernels.clamp(row, p.form.low, p.form.high, k, p.floats + static_cast<int64_t>(first + i) * k);
+                } else {
+                    const int64_t at = first + i;
+                    kernels.quantise_lanes({.x = row, .k = k, .group = p.form.group,
+                                            .int4 = p.form.kind == Form::Kind::Int4Rows, .low = p.form.low,
+                                            .high = p.form.high, .codes = p.codes + at * p.code_stride,
+                                            .scales = p.scales + at * p.scale_stride, .sums = p.sums + at * p.scale_stride});
+                }
+            }
+        }
+    }
+
+    Context& context_;
+    const Tensor& x_;
+    std::optional<Norm> norm_;
+    std::vector<Prepared> prepared_;
+};
+
+IntProduct product_of(const Prepared& p, int rows, const Tensor& out) {
+    return {.codes = p.codes, .scales = p.scales, .sums = p.sums, .rows = rows, .out = out.floats(),
+            .out_stride = static_cast<size_t>(out.row_stride())};
+}
+
+// Rows 16 begin..16 end of m (fewer at its end).
+void multiply(const KernelTable& kernels, const Matrix& m, const Tensor& x, const Prepared& p, const Tensor& out, int begin,
+              int end) {
+    const int rows = static_cast<int>(x.size(0)), first = begin * kTileRows, last = std::min(m.n(), end * kTileRows);
+    if (m.kind() == Matrix::Kind::Float) {
+        const FloatProduct product{.x = p.floats ? p.floats : x.floats(),
+                                   .x_stride = static_cast<size_t>(p.floats ? x.size(1) : x.row_stride()),
+                                   .rows = rows,
+                                   .out = out.floats(),
+                                   .out_stride = static_cast<size_t>(out.row_stride())};
+        kernels.gemm_float(m.floats(), product, first, last);
+        return;
+    }
+    const IntProduct product = product_of(p, rows, out);
+    float* const room = m.tiled() ? scratch(static_cast<size_t>(2 * kTileRows) * m.integers().groups) : nullptr;
+    switch (m.kind()) {
+        case Matrix::Kind::Int4Tiled: return kernels.gemm_int4(m.integers(), product, begin, end, room);
+        case Matrix::Kind::Int8Tiled: return kernels.gemm_int8(m.integers(), product, begin, end, room);
+        case Matrix::Kind::Int4Rows: return kernels.gemm_row_int4(m.integers(), product, first, last);
+        default: return kernels.gemm_row_int8(m.integers(), product, first, last);
+    }
+}
+
+int64_t tiles_of(const Matrix& m) { return ceil_div(m.n(), kTileRows); }
+
+// Tiles are shared out in pairs, which kernels like to take together.
+constexpr int64_t kUnit = 2;
+
+double unit_cost(const Tensor& x, const Matrix& m) {
+    const double per_row = m.kind() == Matrix::Kind::Float ? 16.0 : m.tiled() ? 64.0 : 24.0;
+    return static_cast<double>(x.size(0)) * static_cast<double>(m.k()) * 2.0 * kTileRows / per_row;
+}
+
+}  // namespace
+
+std::vector<Tensor> linears(Context& context, const Tensor& x, std::optional<Norm> norm,
+                            std::span<const Matrix* const> matrices) {
+    Inputs inputs(context, x, norm);
+    struct Job {
+        const Matrix* matrix;
+        size_t input;
+        int64_t first_unit, units;
+    };
+    std::vector<Job> jobs;
+    std::vector<Tensor> outputs;
+    int64_t units = 0;
+    double cost = 0.0;
+    for (const Matrix* m : matrices) {
+        jobs.push_back({m, inputs.add(*m), units, (tiles_of(*m) + kUnit - 1) / kUnit});
+        outputs.emplace_back(*context.memory, std::initializer_list<int64_t>{x.size(0), m->n()});
+        units += jobs.back().units;
+        cost = std::max(cost, unit_cost(x, *m));
+    }
+    inputs.prepare();
+    context.parallel(x.size(0) ? units : 0, cost, [&](int64_t begin, int64_t end, int) {
+        for (size_t i = 0; i < jobs.size(); i++) {
+            const Job& job = jobs[i];
+            const int64_t from = std::max<int64_t>(begin - job.first_unit, 0), to = std::min(end - job.first_unit, job.units);
+            if (from < to)
+                multiply(context.kernels, *job.matrix, x, inputs[job.input], outputs[i], static_cast<int>(from * kUnit),
+                         static_cast<int>(std::min(to * kUnit, tiles_of(*job.matrix))));
+        }
+    });
+    return outputs;
+}
+
+Tensor gated_linear(Context& context, const Tensor& x, std::optional<Norm> norm, const Matrix& gate, const Matrix& up) {
+    require(gate.n() == up.n(), "a gate of ", gate.n(), " outputs and ", up.n(), " to be gated");
+    if (gate.kind() != Matrix::Kind::Int4Tiled || up.kind() != gate.kind() || !(form_of(gate) == form_of(up))) {
+        const Matrix* const both[] = {&gate, &up};
+        const std::vector<Tensor> products = linears(context, x, norm, both);
+        return geglu(context, products[0], products[1]);
+    }
+    Inputs inputs(context, x, norm);
+    const Prepared& prepared = (static_cast<void>(inputs.add(gate)), inputs.add(up), inputs[0]);
+    Tensor out(*context.memory, {x.size(0), gate.n()});
+    inputs.prepare();
+    const IntProduct product = product_of(prepared, static_cast<int>(x.size(0)), out);
+    context.parallel(x.size(0) ? tiles_of(gate) : 0, unit_cost(x, gate), [&](int64_t begin, int64_t end, int) {
+        context.kernels.gemm_int4_geglu(gate.integers(), up.integers(), product, static_cast<int>(begin),
+                                        static_cast<int>(end), scratch(static_cast<size_t>(2 * kTileRows) * gate.integers().groups));
+    });
+    return out;
+}
+
+}  // namespace cellmd

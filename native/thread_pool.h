@@ -1,0 +1,49 @@
+// One pool of threads for all kernels. The calling thread works too.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace cellmd {
+
+// A worker that has nothing to do watches for the next job for some tens of microseconds, the time between two operations
+// of a forward pass, and then sleeps in the kernel until it is woken: an idle pool takes no processor time. After a fork
+// the child starts workers of its own when it first needs them.
+class ThreadPool {
+   public:
+    explicit ThreadPool(int threads);
+    ~ThreadPool();
+    ThreadPool(const ThreadPool&) = delete;
+    ThreadPool& operator=(const ThreadPool&) = delete;
+
+    int size() const { return size_; }
+
+    // body(begin, end, thread) on every thread, which together cover 0..items-1, each one contiguous part. Items must not
+    // depend on one another; then results do not depend on the number of threads. Callers wait for each other.
+    template <typename Body>
+    void run(int64_t items, const Body& body) {
+        run_job(items, &body, [](const void* self, int64_t begin, int64_t end, int thread) {
+            (*static_cast<const Body*>(self))(begin, end, thread);
+        });
+    }
+
+   private:
+    using Call = void (*)(const void*, int64_t, int64_t, int);
+    struct Workers;
+
+    void run_job(int64_t items, const void* body, Call call);
+    void start();
+    static void work(Workers& shared, int thread);
+
+    const int size_;
+    uint32_t generation_of_process_ = 0;
+    std::mutex one_job_;
+    std::unique_ptr<Workers> workers_;
+};
+
+}  // namespace cellmd

@@ -1,0 +1,233 @@
+"""The operations of `backends/ops.py`, each handed to the native module.
+
+A tensor is a `_native.Tensor`. It owns its memory together with its views and gives it back, for the next tensor of that
+size, when the last of them is dropped: nothing is overwritten while anybody holds it, and a decoding step allocates
+nothing. The native side checks shapes, types and indices (ArgumentError; TypeError for a foreign type).
+
+How far results may lie from `reference`:
+- float matrices: float32 rounding.
+- quantised matrices: the input is rounded to int8 first, with one scale for each row and each group of columns (the
+  weights' own groups; 128 columns where a row of weights has one scale): x ~ q * absmax / 127. From there on products are
+  exact within a group, and groups are added in float32.
+- attention: keys and values are stored as `cache_dtype`; everything else is float32 rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from cellmd import _native
+from cellmd.backends.ops import Clip, Matrix, Ops, Tensor
+from cellmd.errors import ArgumentError
+from cellmd.quant.decode import decode
+from cellmd.quant.tensor import PackedTensor
+
+CacheDtype = Literal["f16", "f32", "i8"]
+
+
+class CpuOps(Ops):
+    """See `cellmd.backends.cpu.create`, which makes one."""
+
+    name = "cpu"
+
+    def __init__(self, threads: int, cache_dtype: CacheDtype = "f16") -> None:
+        self._native = _native.Context(threads)
+        self._cache_dtype = cache_dtype
+
+    @property
+    def threads(self) -> int:
+        return int(self._native.threads)
+
+    @property
+    def instruction_set(self) -> str:
+        """Name of the instruction set in use: the best the machine has, or what CELLMD_ISA says."""
+        return str(self._native.instruction_set)
+
+    # ---- memory ---------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Memory that two passes in a row had no use for goes back to the system."""
+        self._native.begin()
+
+    def matrix(self, packed: PackedTensor, *, clip: Clip | None = None, bias: PackedTensor | None = None) -> Matrix:
+        n_rows = 1
+        for size in packed.shape[:-1]:
+            n_rows *= size
+        return _native.bind_matrix(
+            n_rows,
+            packed.shape[-1],
+            packed.coding.dtype,
+            packed.coding.layout,
+            packed.coding.scale_dtype,
+            packed.coding.group_size,
+            _bytes(packed.data),
+            None if packed.scales is None else _bytes(packed.scales),
+            packed.row_factors,
+            clip,
+            None if bias is None else decode(bias),
+            packed,
+        )
+
+    def table(self, packed: PackedTensor) -> Matrix:
+        return self.matrix(packed)
+
+    def rows_of(self, matrix: Matrix, start: int, stop: int) -> Matrix:
+        return matrix.rows(start, stop)
+
+    def array(self, packed: PackedTensor) -> Tensor:
+        return self.floats(decode(packed))
+
+    def ints(self, values: Sequence[int]) -> Tensor:
+        try:
+            return self._native.ints(np.array(values, dtype=np.int32))
+        except OverflowError as error:
+            raise ArgumentError(f"an integer does not fit 32 bits: {error}") from error
+
+    def floats(self, values: Any) -> Tensor:
+        return self._native.floats(np.ascontiguousarray(values, dtype=np.float32).reshape(np.shape(values)))
+
+    def zeros(self, shape: tuple[int, ...]) -> Tensor:
+        return self._native.zeros(shape)
+
+    def keep(self, x: Tensor) -> Tensor:
+        return self._native.keep(x)
+
+    def to_numpy(self, x: Tensor) -> np.ndarray:
+        array: np.ndarray = x.numpy().copy()
+        return array
+
+    # ---- rows -----------------------------------------------------------------------------------------------------
+
+    def embed(self, table: Matrix, ids: Tensor, scale: float, start: int = 0, stop: int | None = None) -> Tensor:
+        return self._native.embed(table, ids, scale, start, stop)
+
+    def take_rows(self, x: Tensor, rows: Tensor) -> Tensor:
+        return self._native.take_rows(x, rows)
+
+    def put_rows_(self, x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+        self._native.put_rows(x, rows, values)
+        return x
+
+    def reshape(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return self._native.reshape(x, shape)
+
+    def columns(self, x: Tensor, start: int, stop: int) -> Tensor:
+        return self._native.columns(x, start, stop)
+
+    # ---- dense ----------------------------------------------------------------------------------------------------
+
+    def linear(self, x: Tensor, matrix: Matrix) -> Tensor:
+        return self._native.linear(x, matrix)
+
+    def linears(self, x: Tensor, matrices: Sequence[Matrix]) -> tuple[Tensor, ...]:
+        results: tuple[Tensor, ...] = self._native.linears(x, None, None, matrices)
+        return results
+
+    def norm_linears(self, x: Tensor, weight: Tensor, eps: float, matrices: Sequence[Matrix]) -> tuple[Tensor, ...]:
+        results: tuple[Tensor, ...] = self._native.linears(x, weight, eps, matrices)
+        return results
+
+    def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        return self._native.rms_norm(x, weight, eps)
+
+    def layer_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return self._native.layer_norm(x, weight, eps)
+
+    def add_norm_(self, x: Tensor, y: Tensor, weight: Tensor, eps: float, scale: float = 1.0) -> Tensor:
+        self._native.add_norm(x, y, weight, eps, scale)
+        return x
+
+    # ---- elementwise ----------------------------------------------------------------------------------------------
+
+    def add_(self, x: Tensor, y: Tensor, factor: float = 1.0) -> Tensor:
+        self._native.add(x, y, factor)
+        return x
+
+    def scale_(self, x: Tensor, factor: float) -> Tensor:
+        self._native.scale(x, factor)
+        return x
+
+    def affine(self, x: Tensor, factor: Tensor | float, offset: Tensor | float) -> Tensor:
+        return self._native.affine(x, factor, offset)
+
+    def clamp(self, x: Tensor, low: float, high: float) -> Tensor:
+        return self._native.clamp(x, low, high)
+
+    def geglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        return self._native.geglu(gate, up)
+
+    def silu(self, x: Tensor) -> Tensor:
+        return self._native.silu(x)
+
+    def glu(self, x: Tensor) -> Tensor:
+        return self._native.glu(x)
+
+    def relu(self, x: Tensor) -> Tensor:
+        return self._native.clamp(x, 0.0, np.inf)
+
+    def softcap_(self, x: Tensor, cap: float) -> Tensor:
+        self._native.softcap(x, cap)
+        return x
+
+    # ---- positions and attention ----------------------------------------------------------------------------------
+
+    def rope_table(self, positions: Tensor, base: float, rotary_dim: int, head_dim: int) -> Tensor:
+        return self._native.rope_table(positions, base, rotary_dim, head_dim)
+
+    def rope(self, x: Tensor, table: Tensor) -> Tensor:
+        return self._native.rope(x, None, None, table)
+
+    def norm_rope(self, x: Tensor, weight: Tensor, eps: float, table: Tensor) -> Tensor:
+        return self._native.rope(x, weight, eps, table)
+
+    def rope_2d(self, x: Tensor, table_x: Tensor, table_y: Tensor) -> Tensor:
+        return self._native.rope_2d(x, table_x, table_y)
+
+    def new_cache(self, n_slots: int, capacity: int, n_kv_heads: int, head_dim: int) -> Any:
+        return self._native.new_cache(n_slots, capacity, n_kv_heads, head_dim, self._cache_dtype)
+
+    def append_(self, cache: Any, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor) -> None:
+        self._native.append(cache, keys, values, slots, positions)
+
+    def append_normed_(
+        self,
+        cache: Any,
+        keys: Tensor,
+        values: Tensor,
+        key_weight: Tensor,
+        eps: float,
+        table: Tensor,
+        slots: Tensor,
+        positions: Tensor,
+    ) -> None:
+        self._native.append_normed(cache, keys, values, key_weight, eps, table, slots, positions)
+
+    def attention(self, q: Tensor, cache: Any, slots: Tensor, positions: Tensor, window: int) -> Tensor:
+        return self._native.attention(q, cache, slots, positions, window)
+
+    def attention_bidirectional(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self._native.attention_bidirectional(q, k, v)
+
+    def attention_relative(
+        self, q: Tensor, k: Tensor, v: Tensor, relative_keys: Tensor, *, past: int, future: int, cap: float
+    ) -> Tensor:
+        return self._native.attention_relative(q, k, v, relative_keys, past, future, cap)
+
+    # ---- convolution and pooling ----------------------------------------------------------------------------------
+
+    def conv2d(self, x: Tensor, kernel: Tensor) -> Tensor:
+        return self._native.conv2d(x, kernel)
+
+    def depthwise_conv1d(self, x: Tensor, kernel: Tensor) -> Tensor:
+        return self._native.depthwise_conv1d(x, kernel)
+
+    def pool_patches(self, x: Tensor, grid_width: int, size: int) -> Tensor:
+        return self._native.pool_patches(x, grid_width, size)
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    """The bytes of a contiguous array: a view of the file stays one."""
+    return array.reshape(-1).view(np.uint8)
