@@ -31,7 +31,7 @@ class MediaLimits:
     max_audio_seconds, max_video_seconds: of what is decoded. max_frames: taken from one film.
     """
 
-    max_bytes: int = 2 << 30
+    max_bytes: int = 4 << 30
     max_pixels: int = 1 << 26
     max_audio_seconds: float = 3_600.0
     max_video_seconds: float = 4 * 3_600.0
