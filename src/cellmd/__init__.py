@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from cellmd.convert.convert import Progress
     from cellmd.convert.report import ConversionReport
     from cellmd.processors.features import Prompt
+    from cellmd.processors.tool_calls import ToolCall
     from cellmd.runtime.result import Piece, Result, Timings, Usage
 
 __version__ = "0.1.0"
@@ -66,6 +67,7 @@ __all__ = [
     "PromptError",
     "Result",
     "Timings",
+    "ToolCall",
     "TruncatedError",
     "UnsupportedModelError",
     "Usage",
@@ -81,6 +83,7 @@ _LAZY = {
     "Prompt": "cellmd.processors.features",
     "Result": "cellmd.runtime.result",
     "Timings": "cellmd.runtime.result",
+    "ToolCall": "cellmd.processors.tool_calls",
     "Usage": "cellmd.runtime.result",
     "load": "cellmd.api",
 }

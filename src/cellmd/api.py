@@ -19,8 +19,8 @@ from cellmd.errors import ArgumentError, ContextLengthError, LayoutError
 from cellmd.models.gemma4 import Gemma4
 from cellmd.processors.features import MediaKind, Prompt
 from cellmd.processors.messages import media_list
+from cellmd.processors.output import AnswerDecoder
 from cellmd.processors.prompt import Processor
-from cellmd.runtime.answer import Answer
 from cellmd.runtime.batch import Sequence as Running
 from cellmd.runtime.defaults import GenerationDefaults
 from cellmd.runtime.generate import Runner, Settings, common_prefix, generate
@@ -228,11 +228,11 @@ class Model:
         self._runner.check(prompt)
         self._runner.cache.check_room(len(prompt), max_tokens)
         settings = Settings(self.defaults.end_ids, max_tokens, stops, logprobs)
-        answer = Answer(self.processor.tokenizer, prompt.token_ids)
+        answer = AnswerDecoder(self.processor.tokenizer, prompt.token_ids)
         return self._pieces(prompt, Sampler(sampling, prompt.token_ids), answer, settings, reuse)
 
     def _pieces(
-        self, prompt: Prompt, sampler: Sampler, answer: Answer, settings: Settings, reuse: bool
+        self, prompt: Prompt, sampler: Sampler, answer: AnswerDecoder, settings: Settings, reuse: bool
     ) -> Iterator[Piece]:
         with self._alone():
             resident, self._resident = self._resident, None
@@ -316,8 +316,10 @@ def _assistant_turn(said: list[Piece]) -> dict[str, Any]:
     reasoning = "".join(piece.reasoning for piece in said)
     if reasoning:
         turn["reasoning_content"] = reasoning
-    if said[-1].tool_calls:
-        turn["tool_calls"] = list(said[-1].tool_calls)
+    calls = [call for call in said[-1].tool_calls if call.arguments is not None]
+    if calls:
+        functions = [{"name": call.name, "arguments": call.arguments} for call in calls]
+        turn["tool_calls"] = [{"type": "function", "function": function} for function in functions]
     return turn
 
 

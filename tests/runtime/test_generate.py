@@ -15,7 +15,8 @@ from cellmd.backends import create
 from cellmd.container import Container
 from cellmd.errors import PromptError
 from cellmd.processors.features import AudioFeatures, MediaSpan, Prompt
-from cellmd.runtime.answer import Answer
+from cellmd.processors.output import AnswerDecoder
+from cellmd.processors.tool_calls import ToolCall
 from cellmd.runtime.batch import Sequence
 from cellmd.runtime.generate import Runner, Settings, common_prefix, generate
 from cellmd.runtime.result import Piece, Result
@@ -59,7 +60,7 @@ def answer(model: Model, text: str, end: bool = True, **options: Any) -> list[Pi
     script = Script(model._runner, [*tokenizer.encode(text), *([END] if end else [])])
     settings = Settings({END}, options.pop("max_tokens", 1000), **options)
     sequence = Sequence(0, [2, 150])
-    sampler, reader = Sampler(Sampling(temperature=0)), Answer(tokenizer)
+    sampler, reader = Sampler(Sampling(temperature=0)), AnswerDecoder(tokenizer)
     return list(generate(script, sequence, sampler, reader, settings, features_ms={"image": 1.0}, encoder_ms={}))
 
 
@@ -107,7 +108,7 @@ def test_stop_strings_do_not_end_reasoning(model: Model) -> None:
 def test_tool_calls_come_last(model: Model) -> None:
     pieces = answer(model, "<|tool_call>call:f{a:1}<tool_call|>")
     assert [piece.tool_calls for piece in pieces[:-1]] == [()] * (len(pieces) - 1)
-    assert pieces[-1].tool_calls[0]["function"] == {"name": "f", "arguments": {"a": 1}}
+    assert pieces[-1].tool_calls == (ToolCall("f", {"a": 1}, "call:f{a:1}"),)
 
 
 def test_logprobs_of_each_token(model: Model) -> None:
@@ -120,7 +121,7 @@ def test_logprobs_of_each_token(model: Model) -> None:
 def test_closing_early_leaves_the_sequence_consistent(model: Model) -> None:
     runner, prompt = model._runner, model_cases.text_prompt(20)
     sequence, _ = runner.start(prompt, slot=0)
-    settings, reader = Settings(set(), 30), Answer(model.processor.tokenizer)
+    settings, reader = Settings(set(), 30), AnswerDecoder(model.processor.tokenizer)
     pieces = generate(runner, sequence, Sampler(Sampling(seed=1)), reader, settings, features_ms={}, encoder_ms={})
     next(pieces)
     pieces.close()

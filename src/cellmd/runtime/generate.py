@@ -14,7 +14,8 @@ from cellmd.errors import PromptError
 from cellmd.models.gemma4 import Gemma4
 from cellmd.models.observe import Observe, ignore
 from cellmd.processors.features import AudioFeatures, MediaSpan, Prompt
-from cellmd.runtime.answer import Answer
+from cellmd.processors.output import AnswerDecoder
+from cellmd.processors.tool_calls import ToolCall
 from cellmd.runtime.batch import Part, Sequence, SoftTokens, pack
 from cellmd.runtime.kv_cache import KvCache
 from cellmd.runtime.result import FinishReason, Piece, Timings, Usage
@@ -114,7 +115,7 @@ def generate(
     runner: Runner,
     sequence: Sequence,
     sampler: Sampler,
-    answer: Answer,
+    answer: AnswerDecoder,
     settings: Settings,
     *,
     features_ms: dict[str, float],
@@ -130,6 +131,7 @@ def generate(
     n_tokens = 0
     unsent: list[int] = []
     unsent_logprobs: list[float] = []
+    tool_calls: tuple[ToolCall, ...] = ()
     clock = _Clock()
     while True:
         token = sampler.choose(logits)
@@ -142,8 +144,9 @@ def generate(
         if token in settings.end_ids:
             finish = "stop"
         else:
-            delta = answer.feed(token)
-            text, reasoning = settings.stops.push(delta.text), delta.reasoning
+            said = answer.feed(token)
+            text, reasoning = settings.stops.push(said.text), said.reasoning
+            tool_calls += said.tool_calls
             if settings.stops.found:
                 finish = "stop_string"
             elif n_tokens == settings.max_tokens:
@@ -157,7 +160,7 @@ def generate(
             yield piece
             clock.go_on()
         logits = runner.step(sequence)
-    last = answer.finish()
+    last = answer.flush()
     text += settings.stops.push(last.text) + settings.stops.finish()
     if settings.stops.found:
         finish = "stop_string"
@@ -177,7 +180,7 @@ def generate(
             prefill_tokens_per_s=_rate(n_prompt - n_cached, prefill_ms),
             decode_tokens_per_s=_rate(n_tokens - 1, decode_ms),
         ),
-        tool_calls=tuple(answer.tool_calls),
+        tool_calls=tool_calls,
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from cellmd.processors.tool_calls import ToolCall
+
 FinishReason = Literal["stop", "length", "stop_string"]
 """An end token; max_tokens reached; a stop string."""
 
@@ -67,7 +69,7 @@ class Piece:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     timings: Timings | None = None
-    tool_calls: tuple[dict[str, Any], ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Result:
 
     text: str
     reasoning: str
-    tool_calls: tuple[dict[str, Any], ...]
+    tool_calls: tuple[ToolCall, ...]
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
