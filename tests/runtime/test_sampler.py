@@ -52,7 +52,7 @@ def test_candidates_are_those_of_the_rules(logits: list[float], options: Samplin
     got = dict(zip(ids.tolist(), probabilities.tolist(), strict=True))
     assert all(math.isclose(got[i], want[i], rel_tol=1e-9, abs_tol=1e-300) for i in got.keys() & want.keys())
     if got.keys() != want.keys():
-        # Whether a sum reaches top_p, or a probability min_p, may hang on the last digit; only then may one token differ.
+        # Whether a sum reaches top_p, or a probability min_p, may hang on its last digit: then one token may differ.
         shorter, longer = sorted((got, want), key=len)
         assert len(longer) - len(shorter) == 1
         (last,) = longer.keys() - shorter.keys()
