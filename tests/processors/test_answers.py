@@ -75,18 +75,8 @@ def test_a_call_that_never_ends_is_text_without_markers() -> None:
     assert answer == AnswerPiece('So: call:clock{zone:"CET')
 
 
-MARKERS = [
-    "<|channel>",
-    "<channel|>",
-    "<|tool_call>",
-    "<tool_call|>",
-    '<|"|>',
-    "<turn|>",
-    "thought\n",
-    "\n",
-    "call:f{",
-    "}",
-]
+BRACKETS = ["<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>']
+MARKERS = [*BRACKETS, "<turn|>", "thought\n", "\n", "call:f{", "}"]
 
 
 @settings(max_examples=300, deadline=None)
