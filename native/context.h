@@ -23,6 +23,11 @@ class Context {
 
     int threads() const { return pool_.size(); }
 
+    template <typename Body>
+    void on_all_threads(int64_t items, const Body& body) {
+        pool_.run(items, body);
+    }
+
     // body(begin, end, thread) over 0..items-1 as ThreadPool::run does it, where an item takes about `cost` simple vector
     // operations: little work stays on this thread, much work is done in pieces between which the user may interrupt.
     template <typename Body>

@@ -176,6 +176,10 @@ struct KernelTable {
     // n numbers as stored: Half within the largest finite half, Int8 by the scale it returns (else 1).
     float (*narrow)(const float* x, CacheType, int n, void* out);
     void (*relative)(const RelativeArgs&, int row, int head, float* scores, float* out);
+
+    // ---- yardsticks (kernels/yardsticks.inl) ----
+    int32_t (*read)(const uint8_t* bytes, size_t n);                // reads n bytes, a multiple of 256
+    int64_t (*multiply)(int64_t repetitions, int32_t* out);         // returns the int8 multiply-adds done, in registers
 };
 
 }  // namespace cellmd

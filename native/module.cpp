@@ -7,7 +7,10 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <atomic>
+#include <chrono>
 #include <cstring>
+#include <functional>
 
 #include "cache.h"
 #include "ops.h"
@@ -136,6 +139,39 @@ Operand operand_of(const nb::object& value) {
     return nb::cast<float>(value);
 }
 
+double seconds_of(const std::function<void()>& work) {
+    const auto begin = std::chrono::steady_clock::now();
+    work();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+// Seconds that all threads take to read the bytes once.
+double time_read(Context& context, const Bytes& bytes) {
+    const int64_t pieces = static_cast<int64_t>(bytes.size() / 4096);
+    const nb::gil_scoped_release unlocked;
+    std::atomic<int32_t> sum{0};
+    return seconds_of([&] {
+        context.on_all_threads(pieces, [&](int64_t begin, int64_t end, int) {
+            sum += context.kernels.read(bytes.data() + begin * 4096, static_cast<size_t>(end - begin) * 4096);
+        });
+    });
+}
+
+// int8 multiply-adds of all threads in registers, and the seconds they take.
+std::tuple<double, double> time_multiply(Context& context, int64_t repetitions) {
+    const nb::gil_scoped_release unlocked;
+    std::atomic<int64_t> done{0};
+    std::atomic<int32_t> sum{0};
+    const double seconds = seconds_of([&] {
+        context.on_all_threads(context.threads(), [&](int64_t begin, int64_t end, int) {
+            int32_t out = 0;
+            for (int64_t i = begin; i < end; i++) done += context.kernels.multiply(repetitions, &out);
+            sum += out;
+        });
+    });
+    return {static_cast<double>(done.load()), seconds};
+}
+
 CacheType cache_type_of(std::string_view name) {
     if (name == "f16") return CacheType::Half;
     if (name == "f32") return CacheType::Float;
@@ -146,6 +182,7 @@ CacheType cache_type_of(std::string_view name) {
 void bind_types(nb::module_& m) {
     nb::class_<Tensor>(m, "Tensor", "Activations or indices: float32 or int32, rows first.")
         .def_prop_ro("shape", &shape_of)
+        .def("__len__", &Tensor::rows)
         .def("__repr__", [](const Tensor& x) { return "Tensor " + x.describe(); })
         .def("numpy", &numpy_view, "A view as a NumPy array.")
         .def(
@@ -284,6 +321,8 @@ NB_MODULE(_native, m) {
     c.def_prop_ro("threads", &Context::threads);
     c.def_prop_ro("held_bytes", [](const Context& self) { return self.memory->held_bytes(); });
     c.def("begin", [](Context& self) { self.memory->next_pass(); });
+    c.def("time_read", &time_read, "bytes"_a.noconvert());
+    c.def("time_multiply", &time_multiply);
     c.def("floats", &tensor_of);
     c.def("ints", &ints_of);
     c.def("zeros", &zeros);

@@ -8,6 +8,7 @@
 #include "rows.inl"
 #include "elementwise.inl"
 #include "attention.inl"
+#include "yardsticks.inl"
 
 static_assert(kTokenBlock <= kMaxTokenBlock && kQueryRows <= kMaxQueryRows);
 
@@ -41,5 +42,7 @@ constexpr KernelTable table_named(const char* name) {
             .merge = merge,
             .widen = widen,
             .narrow = narrow,
-            .relative = relative};
+            .relative = relative,
+            .read = read,
+            .multiply = multiply};
 }

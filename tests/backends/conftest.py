@@ -13,7 +13,7 @@ from cellmd.backends.ops import Ops
 
 @pytest.fixture(params=installed(), scope="session")
 def ops(request: pytest.FixtureRequest) -> Ops:
-    """The native backend keeps keys and values in float32 here, so that one bound serves all (tests/native has the rest)."""
+    """The native backend keeps keys and values in float32 here: one bound serves all. tests/native has the rest."""
     if request.param == "cpu":
         return import_module("cellmd.backends.cpu").create(cache_dtype="f32")
     return create(request.param)

@@ -20,7 +20,8 @@ def create(threads: int | None = None, cache_dtype: CacheDtype = "f16") -> CpuOp
     try:
         from cellmd.backends.cpu.operations import CpuOps
     except ImportError as error:
-        raise BackendError(f"the native module cannot be loaded ({error}); install cellmd again, with a C++20 compiler")
+        hint = "install cellmd again, with a C++20 compiler"
+        raise BackendError(f"the native module cannot be loaded ({error}); {hint}") from error
     n_threads = available_processors() if threads is None else threads
     if not 1 <= n_threads <= 1024:
         raise ArgumentError(f"threads must be 1..1024, found {threads}")

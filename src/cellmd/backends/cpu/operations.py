@@ -1,14 +1,14 @@
 """The operations of `backends/ops.py`, each handed to the native module.
 
-A tensor is a `_native.Tensor`. It owns its memory together with its views and gives it back, for the next tensor of that
-size, when the last of them is dropped: nothing is overwritten while anybody holds it, and a decoding step allocates
-nothing. The native side checks shapes, types and indices (ArgumentError; TypeError for a foreign type).
+A tensor is a `_native.Tensor`. It owns its memory together with its views and gives it back, for the next tensor of
+that size, when the last of them is dropped: nothing is overwritten while anybody holds it, and a decoding step
+allocates nothing. The native side checks shapes, types and indices (ArgumentError; TypeError for a foreign type).
 
 How far results may lie from `reference`:
 - float matrices: float32 rounding.
 - quantised matrices: the input is rounded to int8 first, with one scale for each row and each group of columns (the
-  weights' own groups; 128 columns where a row of weights has one scale): x ~ q * absmax / 127. From there on products are
-  exact within a group, and groups are added in float32.
+  weights' own groups; 128 columns where a row of weights has one scale): x ~ q * absmax / 127. From there on products
+  are exact within a group, and groups are added in float32.
 - attention: keys and values are stored as `cache_dtype`; everything else is float32 rounding.
 """
 
