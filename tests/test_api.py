@@ -12,8 +12,16 @@ from PIL import Image
 
 import cellmd
 import model_cases
+from cellmd.backends import create
 from cellmd.container import Container
+from cellmd.models.gemma4 import Gemma4
+from cellmd.quant.decode import decode
+from cellmd.quant.tensor import PackedTensor
 from cellmd.runtime import kv_cache
+from cellmd.runtime.generate import Runner
+from cellmd.runtime.kv_cache import KvCache
+from container.files import join_v1, v1_quantised
+from naive_ops import packed
 
 
 @pytest.fixture(scope="module")
@@ -213,12 +221,12 @@ def test_unknown_options_are_type_errors(model: cellmd.Model) -> None:
 
 def test_prompt_and_answer_must_fit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with cellmd.load(path, context=40) as model:
+        with monkeypatch.context() as patch, pytest.raises(cellmd.ContextLengthError, match="memory"):
+            patch.setattr(kv_cache, "free_memory_bytes", lambda: 10)
+            model.generate("hello world", max_tokens=2)
         model.generate("hello world", max_tokens=40 - len(model.prepare("hello world")))
         with pytest.raises(cellmd.ContextLengthError, match="the context has 40"):
             model.generate("hello world", max_tokens=40)
-        monkeypatch.setattr(kv_cache, "free_memory_bytes", lambda: 10)
-        with pytest.raises(cellmd.ContextLengthError, match="memory"):
-            model.generate("hello world", max_tokens=2)
 
 
 def test_one_answer_at_a_time(model: cellmd.Model) -> None:
@@ -277,6 +285,46 @@ def test_a_file_without_generation_config_ends_at_turns(path: Path, monkeypatch:
     with cellmd.load(path) as model:
         assert model.defaults.end_ids == (1, 106)
         assert model.defaults.sampling.temperature == 0
+
+
+def test_a_file_of_version_1_runs(tmp_path: Path) -> None:
+    """INT4 with one scale a row, the tokenizer beside it: the answer of its decoded weights."""
+    source = model_cases.build(tmp_path, "tiny", vision_config=None, audio_config=None)
+    entries: list[dict[str, object]] = []
+    blobs: list[bytes] = []
+    decoded: dict[str, PackedTensor] = {}
+
+    def add(name: str, dtype: str, shape: tuple[int, ...], content: bytes) -> None:
+        entries.append({"name": name, "dtype": dtype, "shape": shape, "offset_bytes": 0, "nbytes": len(content)})
+        blobs.append(content)
+
+    with Container.open(source) as container:
+        for name, tensor in container.tensors.items():
+            values = decode(tensor)
+            if values.ndim == 2:
+                content, scales, codes = v1_quantised("i4", values)
+                add(name, "i4", values.shape, content)
+                add(f"{name}.qscale", "f16", scales.shape, scales.tobytes())
+                decoded[name] = packed((codes * scales[:, None].astype(np.float32)).astype(np.float32), name)
+            else:
+                add(name, "f16", values.shape, values.astype(np.float16).tobytes())
+                decoded[name] = packed(values.astype(np.float16), name)
+        (tmp_path / "old.tokenizer.json").write_bytes(container.asset("tokenizer.json"))
+        config = {"source_text_config": container.config["text_config"], "source_vision_config": None}
+    document = {**config, "source_architectures": ["Gemma4ForConditionalGeneration"], "tensors": entries}
+    (tmp_path / "old.cellmd").write_bytes(join_v1(document, blobs, start=1 << 16))
+
+    prompt = model_cases.text_prompt(40)
+    with cellmd.load(tmp_path / "old.cellmd", backend="reference") as model:
+        logits = model.logits(prompt)
+        assert model.defaults.end_ids == (1, 106)
+        assert model.generate("hello", raw=True, max_tokens=3).usage.prompt_tokens == 6  # begin token, five letters
+        with pytest.raises(cellmd.PromptError, match="no chat template"):
+            model.prepare("hello")
+    ops = create("reference")
+    exact = Gemma4(ops, model.config, decoded)
+    runner = Runner(exact, KvCache(ops, model.config.text, n_slots=1, context=64, chunk=64))
+    np.testing.assert_array_equal(logits, runner.all_logits(runner.start(prompt, slot=0)[0]))
 
 
 def test_a_text_only_model(tmp_path: Path) -> None:

@@ -50,6 +50,9 @@ def test_what_does_not_fit_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(kv_cache, "free_memory_bytes", lambda: 1 << 20)
     with pytest.raises(ContextLengthError, match="40000 positions take 4 MiB, 1 MiB of memory are free"):
         cache.check_room(39_999, 1)
+    cache.note_written(0, 35_000)  # most of it is taken and will be written again
+    cache.check_room(39_999, 1)
+    cache = KvCache(create("reference"), text_config(), n_slots=1, context=50_000, chunk=8)
     monkeypatch.setattr(kv_cache, "free_memory_bytes", lambda: None)
     cache.check_room(39_999, 1)
 

@@ -76,6 +76,7 @@ class Runner:
         logits = self.model.forward(batch, self.cache.layers, observe)
         for part in parts:
             part.sequence.n_done += part.n_rows
+            self.cache.note_written(part.sequence.slot, part.sequence.n_done)
         return logits
 
     def prefill(self, sequence: Sequence) -> np.ndarray:

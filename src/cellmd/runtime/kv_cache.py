@@ -24,6 +24,7 @@ class KvCache:
         self.context = context
         self.chunk = chunk
         self._config = config
+        self._written = [0] * n_slots
         self.layers: list[Any] = [
             ops.new_cache(n_slots, _capacity(layer, context, chunk), layer.n_kv_heads, layer.head_dim)
             if layer.owns_kv
@@ -31,9 +32,9 @@ class KvCache:
             for layer in config.layers
         ]
 
-    def bytes_for(self, n_positions: int) -> int:
-        """Memory that one sequence of n_positions fills."""
-        return cache_bytes(self._config, n_positions, self.chunk)
+    def note_written(self, slot: int, n_positions: int) -> None:
+        """A sequence of n_positions lies in the slot now: memory for as many is taken and stays."""
+        self._written[slot] = max(self._written[slot], n_positions)
 
     def can_go_back(self, n_written: int, n_kept: int) -> bool:
         """Whether a sequence of n_written positions can go on from its first n_kept: no ring has lost what they see."""
@@ -44,24 +45,29 @@ class KvCache:
                 return False
         return True
 
-    def check_room(self, n_prompt: int, n_answer: int) -> None:
-        """Raise ContextLengthError if prompt and answer do not fit the context or the memory that is free now."""
+    def check_room(self, n_prompt: int, n_answer: int, slot: int = 0) -> None:
+        """Raise ContextLengthError if prompt and answer do not fit the context or the memory that is free now, beside
+        what the slot has taken already."""
         total = n_prompt + n_answer
         if total > self.context:
             raise ContextLengthError(
                 f"a prompt of {n_prompt} tokens and an answer of up to {n_answer} need {total} positions, the context "
                 f"has {self.context}; shorten the prompt, ask for fewer tokens, or load with a larger context"
             )
-        needed, free = self.bytes_for(total), free_memory_bytes()
+        needed = self._bytes_for(total) - self._bytes_for(self._written[slot])
+        free = free_memory_bytes()
         if free is not None and needed > free:
             raise ContextLengthError(
                 f"the keys and values of {total} positions take {needed >> 20} MiB, {free >> 20} MiB of memory are "
                 "free; shorten the prompt or ask for fewer tokens"
             )
 
+    def _bytes_for(self, n_positions: int) -> int:
+        return cache_bytes(self._config, n_positions, self.chunk)
+
 
 def cache_bytes(config: TextConfig, n_positions: int, chunk: int) -> int:
-    """Memory for the keys and values of one sequence of n_positions."""
+    """Memory for the keys and values of one sequence of n_positions in float32, the most that a backend takes."""
     places = (
         min(n_positions, _capacity(layer, n_positions, chunk)) * layer.n_kv_heads * layer.head_dim
         for layer in config.layers
