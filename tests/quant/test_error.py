@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 
 from cellmd.errors import ArgumentError
-from cellmd.quant import Coding, ErrorStats, compare, encode
+from cellmd.quant import Coding, ErrorStats, compare, encode, encode_block
 from cellmd.quant import compare as compare_tensor
 from quant.strategies import matrices
 
@@ -32,6 +32,15 @@ def test_snr_of_nothing_lost_is_infinite_and_null_in_json() -> None:
     exact = compare(encode("t", np.ones(4), Coding("f16")), np.ones(4, np.float32))
     assert exact.snr_db == math.inf
     assert json.loads(json.dumps(exact.as_json(), allow_nan=False)) == {"max_abs": 0.0, "rms": 0.0, "snr_db": None}
+
+
+@pytest.mark.parametrize("bound", [np.inf, -np.inf])
+def test_an_infinite_bound_that_is_kept_is_no_error(bound: float) -> None:
+    source = np.float32(bound)
+    packed = encode("bound", source, Coding("f16"))
+    assert compare(packed, source) == encode_block(source, Coding("f16")).error == ErrorStats(count=1)
+    lost = ErrorStats.of(np.array([source]), np.ones(1, np.float32))
+    assert lost.as_json() == {"max_abs": None, "rms": None, "snr_db": None}
 
 
 def test_a_lazy_source_is_read_in_blocks_of_rows() -> None:

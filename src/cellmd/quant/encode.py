@@ -58,9 +58,7 @@ def encode_block(block: np.ndarray, coding: Coding, *, name: str = "", search: b
         raise ArgumentError(f"tensor {name!r} of shape {block.shape} cannot be encoded: {problem}")
     if not coding.quantised:
         data = floats.encode(name, block, coding.dtype)
-        decoded = floats.decode(data, coding.dtype)
-        finite = np.where(np.isfinite(block), block, 0).reshape(-1)
-        return EncodedBlock(data, None, None, ErrorStats.of(np.where(np.isfinite(decoded), decoded, 0), finite))
+        return EncodedBlock(data, None, None, ErrorStats.of(floats.decode(data, coding.dtype), block.reshape(-1)))
     return _encode_matrix(block, coding, name, search)
 
 

@@ -23,9 +23,14 @@ class ErrorStats:
 
     @classmethod
     def of(cls, decoded: np.ndarray, source: np.ndarray) -> ErrorStats:
-        """decoded and source: float32 of one shape."""
-        difference = (decoded - source).ravel()
+        """decoded and source: float32 of one shape. An infinite bound that is kept is no error, and no signal."""
         flat = source.ravel()
+        with np.errstate(invalid="ignore"):
+            difference = (decoded - source).ravel()
+        infinite = np.isinf(flat)
+        if infinite.any():
+            difference[decoded.ravel() == flat] = 0
+            flat = np.where(infinite, 0, flat)
         return cls(
             count=flat.size,
             max_abs=float(np.abs(difference).max(initial=0.0)),
@@ -51,17 +56,11 @@ class ErrorStats:
         """10 log10(signal / error); infinite where nothing was lost."""
         if self.error_energy == 0.0:
             return math.inf
-        return 10 * math.log10(self.signal_energy / self.error_energy) if self.signal_energy else -math.inf
+        if self.signal_energy == 0.0:
+            return -math.inf
+        return 10 * (math.log10(self.signal_energy) - math.log10(self.error_energy))
 
     def as_json(self) -> dict[str, float | None]:
-        """max_abs, rms and snr_db to five figures, for a container's `quality`; null where snr_db is infinite."""
-        snr_db = self.snr_db
-        return {
-            "max_abs": _five_figures(self.max_abs),
-            "rms": _five_figures(self.rms),
-            "snr_db": _five_figures(snr_db) if math.isfinite(snr_db) else None,
-        }
-
-
-def _five_figures(value: float) -> float:
-    return float(f"{value:.5g}")
+        """max_abs, rms and snr_db to five figures, for a container's `quality`; null where one is infinite."""
+        figures = {"max_abs": self.max_abs, "rms": self.rms, "snr_db": self.snr_db}
+        return {name: float(f"{value:.5g}") if math.isfinite(value) else None for name, value in figures.items()}
