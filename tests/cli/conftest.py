@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.checkpoints import make_checkpoint
-from tests.processors.media_files import film_file, sound_file, tone
 
 import cellmd
+from checkpoints import make_checkpoint
+from processors.media_files import film_file, sound_file, tone
 
 
 @pytest.fixture(scope="session")
