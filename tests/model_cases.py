@@ -32,9 +32,12 @@ def picture(model: Model, height: int, width: int, seed: int = 0) -> ImageFeatur
     """Random patches: height x width blocks of pooled patches."""
     vision = model.config.vision
     assert vision is not None
-    rows, columns = height * vision.pooling, width * vision.pooling
-    patches = np.random.default_rng(seed).random((rows * columns, 3 * vision.patch_size**2), dtype=np.float32)
-    return ImageFeatures(patches, rows, columns, height * width)
+    return picture_of(vision.patch_size, height * vision.pooling, width * vision.pooling, height * width, seed)
+
+
+def picture_of(patch_size: int, rows: int, columns: int, pooled: int, seed: int = 0) -> ImageFeatures:
+    patches = np.random.default_rng(seed).random((rows * columns, 3 * patch_size**2), dtype=np.float32)
+    return ImageFeatures(patches, rows, columns, pooled)
 
 
 def sound(n_frames: int, seed: int = 0) -> AudioFeatures:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
 from typing import Any, TypedDict, Unpack
@@ -31,6 +31,9 @@ from cellmd.runtime.stop import StopStrings
 
 Messages = str | Sequence[Mapping[str, Any]]
 """A text (one user message), or messages `{"role": ..., "content": ...}`; `docs/api.md` has their forms."""
+
+Pieces = Generator[Piece, None, None]
+"""An answer as it comes; `close()` ends it early."""
 
 DEFAULT_MAX_TOKENS = 512
 
@@ -198,7 +201,7 @@ class Model:
         """The answer to a text, to messages or to a prompt, whole. Options as for `stream`."""
         return Result.of(list(self.stream(messages, **options)))
 
-    def stream(self, messages: Messages | Prompt, **options: Unpack[GenerateOptions]) -> Iterator[Piece]:
+    def stream(self, messages: Messages | Prompt, **options: Unpack[GenerateOptions]) -> Pieces:
         """The answer in pieces as they come; the last has the finish reason, usage, timings and tool calls.
 
         Pieces never split a character, and hold neither markers nor stop strings. Options are those of GenerateOptions;
@@ -212,7 +215,7 @@ class Model:
         """A conversation that remembers its turns and does not compute again what is in the cache already."""
         return Chat(self, system, tools)
 
-    def _stream(self, messages: Messages | Prompt, options: dict[str, Any], *, reuse: bool) -> Iterator[Piece]:
+    def _stream(self, messages: Messages | Prompt, options: dict[str, Any], *, reuse: bool) -> Pieces:
         max_tokens = options.pop("max_tokens", DEFAULT_MAX_TOKENS)
         if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
             raise ArgumentError(f"max_tokens must be a whole number of at least 1, found {max_tokens!r}")
@@ -233,7 +236,7 @@ class Model:
 
     def _pieces(
         self, prompt: Prompt, sampler: Sampler, answer: AnswerDecoder, settings: Settings, reuse: bool
-    ) -> Iterator[Piece]:
+    ) -> Pieces:
         with self._alone():
             resident, self._resident = self._resident, None
             n_kept = self._kept(resident, prompt) if reuse else 0
@@ -291,7 +294,7 @@ class Chat:
         """The answer to the next user message, whole."""
         return Result.of(list(self.stream(content, **options)))
 
-    def stream(self, content: str | Sequence[Any], **options: Unpack[GenerateOptions]) -> Iterator[Piece]:
+    def stream(self, content: str | Sequence[Any], **options: Unpack[GenerateOptions]) -> Pieces:
         """The answer to the next user message (a text, or parts with media inline) in pieces, as `Model.stream`.
 
         Both turns are remembered once the answer ends, whole or closed early; a message that cannot be used is not.
@@ -300,13 +303,14 @@ class Chat:
         pieces = self._model._stream([*self.messages, turn], {"tools": self._tools, **options}, reuse=True)
         return self._remembered(turn, pieces)
 
-    def _remembered(self, turn: Mapping[str, Any], pieces: Iterator[Piece]) -> Iterator[Piece]:
+    def _remembered(self, turn: Mapping[str, Any], pieces: Pieces) -> Pieces:
         said: list[Piece] = []
         try:
             for piece in pieces:
                 said.append(piece)
                 yield piece
         finally:
+            pieces.close()
             if said:
                 self.messages += [turn, _assistant_turn(said)]
 
