@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
+import re
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -163,3 +166,27 @@ def test_opening_two_thousand_tensors_reads_the_header_alone(tmp_path: Path) -> 
         _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 12 * header_bytes < path.stat().st_size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux how the file is mapped")
+def test_a_table_is_mapped_for_lookups_and_nothing_else_is(tmp_path: Path) -> None:
+    """Or each row read from the disk would bring a megabyte of neighbours."""
+    path = tmp_path / "table.cellmd"
+    codings = {"matrix": Coding("i4", "tile16", 128, "u8"), "table": Coding("i4", "row", 256, "u8")}
+    tensors = [TensorDeclaration(name, (1024, 512), coding) for name, coding in codings.items()]
+    with ContainerWriter(path, tensors=tensors, config={}) as writer:
+        for tensor in tensors:
+            writer.write(tensor.name, 0, encode_block(np.ones(tensor.shape, np.float32), tensor.coding))
+        writer.finish()
+
+    def random_access_bytes() -> int:
+        """Bytes of the file's map that have the flag of MADV_RANDOM, "rr"."""
+        maps = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
+        ours = [each for each in maps if str(path) in each and re.search(r"^VmFlags:.* rr\b", each, re.MULTILINE)]
+        return sum(int(each[: each.index(" ")].split("-")[1], 16) - int(each.split("-")[0], 16) for each in ours)
+
+    with Container.open(path) as container:
+        assert container.tensors["matrix"].n_bytes > 0
+        assert random_access_bytes() == 0
+        table = container.tensors["table"]
+        assert table.data.nbytes <= random_access_bytes() <= table.data.nbytes + 2 * mmap.PAGESIZE

@@ -57,7 +57,7 @@ class Container:
         self.quality = header.quality
         self.file_bytes = len(mapped)
         self.header_bytes = header_end
-        self.tensors: Mapping[str, PackedTensor] = _Tensors(path, header.tensors, np.frombuffer(mapped, np.uint8))
+        self.tensors: Mapping[str, PackedTensor] = _Tensors(path, header, mapped)
         self._header = header
         self._file = file
         beside = legacy.tokenizer_beside(path) if header.version == LEGACY_VERSION else None
@@ -217,10 +217,12 @@ def _components(tensor_name: str) -> tuple[str, ...]:
 class _Tensors(Mapping[str, PackedTensor]):
     """Tensors by name, built at first use."""
 
-    def __init__(self, path: Path, entries: Mapping[str, TensorEntry], content: np.ndarray) -> None:
+    def __init__(self, path: Path, header: Header, mapped: mmap.mmap) -> None:
         self._path = path
-        self._entries = entries
-        self._content = content
+        self._version = header.version
+        self._entries = header.tensors
+        self._mapped = mapped
+        self._content = np.frombuffer(mapped, np.uint8)
         self._built: dict[str, PackedTensor] = {}
 
     def __getitem__(self, name: str) -> PackedTensor:
@@ -241,6 +243,8 @@ class _Tensors(Mapping[str, PackedTensor]):
     def _build(self, entry: TensorEntry) -> PackedTensor:
         views = {part: self._content[blob.offset : blob.offset + blob.nbytes] for part, blob in entry.blobs.items()}
         scales = factors = None
+        if self._version != LEGACY_VERSION and entry.coding.quantised and entry.coding.layout == "row":
+            self._expect_lookups(entry.blobs["data"])
         if "scales" in views:
             scales = views["scales"].view(STORED[entry.coding.scale_dtype or "f16"])
             if not _all_finite(scales, entry.coding.scale_dtype):
@@ -252,6 +256,13 @@ class _Tensors(Mapping[str, PackedTensor]):
                     f"{self._path}: tensor {entry.name!r} has row factors that are negative or not finite"
                 )
         return PackedTensor(entry.name, entry.shape, entry.coding, views["data"], scales, factors)
+
+    def _expect_lookups(self, blob: Blob) -> None:
+        """Tell the system that a table is read a row here and there: without this, each row read from the disk would
+        bring its neighbourhood along."""
+        if hasattr(mmap, "MADV_RANDOM"):
+            start = blob.offset // mmap.PAGESIZE * mmap.PAGESIZE
+            self._mapped.madvise(mmap.MADV_RANDOM, start, blob.offset + blob.nbytes - start)
 
 
 def _all_finite(scales: np.ndarray, dtype: str | None) -> bool:
