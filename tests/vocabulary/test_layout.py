@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Callable
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def test_names_and_limits(table: bytes) -> None:
 def test_strings_and_hash_table(table: bytes) -> None:
     part = sections(table)
     offsets, slots = np.frombuffer(part["offsets"], "<u4"), np.frombuffer(part["slots"], "<u4")
-    tokens = [part["strings"][a:b] for a, b in zip(offsets, offsets[1:], strict=False)]
+    tokens = [part["strings"][a:b] for a, b in pairwise(offsets.tolist())]
     assert [token.decode() for token in tokens[257:]] == PIECES
     for i, token in enumerate(tokens):
         digest = zlib.crc32(token)
@@ -70,7 +71,7 @@ def test_strings_and_hash_table(table: bytes) -> None:
 def test_borders(table: bytes) -> None:
     borders, bits = sections(table)["borders"], header(table)["border_bits"]
     expected = set()
-    for x, y in {(a, b) for left, right in MERGES for a, b in zip(left + right, (left + right)[1:], strict=False)}:
+    for x, y in {(a, b) for left, right in MERGES for a, b in pairwise(left + right)}:
         mixed = (ord(x) * 0x9E3779B1) % 2**32 ^ (ord(y) * 0x85EBCA77) % 2**32
         expected.add(mixed >> (32 - bits.bit_length() + 1))
     assert {b for b in range(bits) if borders[b // 8] >> b % 8 & 1} == expected

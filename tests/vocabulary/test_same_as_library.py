@@ -67,7 +67,7 @@ def test_special_tokens_as_plain_text(pair: Both, text: str) -> None:
         library.encode_special_tokens = False
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data(), skip=st.booleans())
 def test_decodes_any_ids(pair: Both, data: st.DataObject, skip: bool) -> None:
     library, compiled = pair
@@ -155,6 +155,22 @@ def test_ids_out_of_range(pair: Both) -> None:
         assert compiled.token(wrong) is None
         with pytest.raises(ArgumentError):
             compiled.token_bytes(wrong)
+
+
+def test_tokens_that_were_only_added_are_not_the_models(
+    build: Callable[..., bytes], compare: Callable[[bytes], Both]
+) -> None:
+    """Left as text they are neither a character's token nor what a merge makes, though they have the right name."""
+    pieces = ["a", "b", "ab", "aba"]  # so that a merge may join "b" and "a"
+    first = 257 + len(pieces)
+    library, compiled = compare(
+        build(pieces, added=[{"id": first, "content": "ba"}, {"id": first + 1, "content": "é"}])
+    )
+    library.encode_special_tokens = True
+    for text in ("ba", "é", "éba", "bba"):
+        found = compiled.encode(text, special=False)
+        assert found == library_ids(library, text)
+        assert max(found) < first
 
 
 LETTERS = st.sampled_from(["a", "b", "c", "▁", "é", "\n"])
