@@ -243,7 +243,9 @@ class _Tensors(Mapping[str, PackedTensor]):
     def _build(self, entry: TensorEntry) -> PackedTensor:
         views = {part: self._content[blob.offset : blob.offset + blob.nbytes] for part, blob in entry.blobs.items()}
         scales = factors = None
-        if self._version != LEGACY_VERSION and entry.coding.quantised and entry.coding.layout == "row":
+        # In version 2 `row` means looked up; in version 1 every matrix lies so, and this one table is.
+        looked_up = self._version != LEGACY_VERSION or "per_layer" in _components(entry.name)
+        if looked_up and entry.coding.quantised and entry.coding.layout == "row":
             self._expect_lookups(entry.blobs["data"])
         if "scales" in views:
             scales = views["scales"].view(STORED[entry.coding.scale_dtype or "f16"])
