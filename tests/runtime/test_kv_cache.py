@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellmd.backends import create
@@ -62,6 +62,7 @@ def test_free_memory_is_known_here() -> None:
     assert free is None or free > 1 << 20
 
 
+@settings(deadline=None)
 @given(
     window=st.integers(1, 9),
     chunk=st.integers(1, 9),

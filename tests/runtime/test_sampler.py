@@ -69,6 +69,7 @@ def test_draws_are_candidates_and_repeat_with_the_seed(logits: list[float], opti
     assert set(drawn[0]) <= set(candidates(row, options)[0].tolist())
 
 
+@settings(deadline=None)
 @given(vectors)
 def test_greedy_takes_the_first_of_the_likeliest(logits: list[float]) -> None:
     row = np.array(logits, np.float32)
@@ -111,6 +112,7 @@ def test_seed_of_known_draws() -> None:
 KNOWN_DRAWS = [21, 44, 26, 46, 45, 48, 46, 45]
 
 
+@settings(deadline=None)
 @given(vectors, st.integers(0, VOCAB - 1))
 def test_logprob(logits: list[float], token: int) -> None:
     row = np.array(logits, np.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellmd.errors import ArgumentError
@@ -18,6 +18,7 @@ def naive(text: str, stops: list[str]) -> tuple[str, bool]:
     return (text[: min(begins)], True) if begins else (text, False)
 
 
+@settings(deadline=None)
 @given(st.lists(letters, max_size=8), stop_lists)
 def test_pieces_give_what_the_whole_gives(pieces: list[str], stops: list[str]) -> None:
     watch = StopStrings(stops)
