@@ -18,6 +18,7 @@ enum class CacheType : uint8_t { Half, Float, Int8 };
 constexpr int kTileRows = 16;
 constexpr int kRowChunkBytes = 64;  // a step of a kernel on weights in row layout
 constexpr int kKeyBlock = 64;       // keys of a block of attention; blocks begin at multiples of it in a sequence
+constexpr int kTilesOfScratch = 16; // tiles whose scales a product may expand at a time
 constexpr int kMaxTokenBlock = 8;
 constexpr int kMaxQueryRows = 8;
 
@@ -132,7 +133,7 @@ struct KernelTable {
     // ---- products (kernels/quantise.inl, gemm_tile16.inl, gemm_row.inl, gemm_float.inl) ----
     void (*quantise)(const QuantiseArgs&);
     void (*quantise_lanes)(const QuantiseLanesArgs&);
-    // Tiles begin..end-1 of 16 rows; scratch holds 32 * groups floats, 64-byte aligned.
+    // Tiles begin..end-1 of 16 rows; scratch holds kTilesOfScratch * 16 * groups floats, 64-byte aligned.
     void (*gemm_int4)(const IntMatrix&, const IntProduct&, int begin, int end, float* scratch);
     void (*gemm_int8)(const IntMatrix&, const IntProduct&, int begin, int end, float* scratch);
     // gelu(gate) * up of two matrices of one shape; out as `gemm_int4` for n columns.

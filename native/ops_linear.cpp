@@ -147,6 +147,10 @@ IntProduct product_of(const Prepared& p, int rows, const Tensor& out) {
             .out_stride = static_cast<size_t>(out.row_stride())};
 }
 
+float* scratch_of(const Matrix& m) {
+    return scratch(static_cast<size_t>(kTilesOfScratch * kTileRows) * static_cast<size_t>(m.integers().groups));
+}
+
 // Rows 16 begin..16 end of m (fewer at its end).
 void multiply(const KernelTable& kernels, const Matrix& m, const Tensor& x, const Prepared& p, const Tensor& out, int begin,
               int end) {
@@ -161,7 +165,7 @@ void multiply(const KernelTable& kernels, const Matrix& m, const Tensor& x, cons
         return;
     }
     const IntProduct product = product_of(p, rows, out);
-    float* const room = m.tiled() ? scratch(static_cast<size_t>(2 * kTileRows) * m.integers().groups) : nullptr;
+    float* const room = m.tiled() ? scratch_of(m) : nullptr;
     switch (m.kind()) {
         case Matrix::Kind::Int4Tiled: return kernels.gemm_int4(m.integers(), product, begin, end, room);
         case Matrix::Kind::Int8Tiled: return kernels.gemm_int8(m.integers(), product, begin, end, room);
@@ -227,7 +231,7 @@ Tensor gated_linear(Context& context, const Tensor& x, std::optional<Norm> norm,
     const IntProduct product = product_of(prepared, static_cast<int>(x.size(0)), out);
     context.parallel(x.size(0) ? tiles_of(gate) : 0, unit_cost(x, gate), [&](int64_t begin, int64_t end, int) {
         context.kernels.gemm_int4_geglu(gate.integers(), up.integers(), product, static_cast<int>(begin),
-                                        static_cast<int>(end), scratch(static_cast<size_t>(2 * kTileRows) * gate.integers().groups));
+                                        static_cast<int>(end), scratch_of(gate));
     });
     return out;
 }

@@ -20,30 +20,23 @@ CELLMD_INLINE Vf load_stored(const void* p, size_t at) {
 template <CacheType kType, int kRows, int kVectors>
 CELLMD_INLINE void score_keys(const AttendArgs& a, int key, float* scores) {
     Vf sums[kRows][kVectors];
-    CELLMD_UNROLL
-    for (int r = 0; r < kRows; r++) {
-        CELLMD_UNROLL
-        for (int v = 0; v < kVectors; v++) sums[r][v] = vzero();
-    }
+    repeat<kRows>([&](auto r) CELLMD_ALWAYS { repeat<kVectors>([&](auto v) CELLMD_ALWAYS { sums[r][v] = vzero(); }); });
     for (int d = 0; d < a.head_dim; d++) {
         Vf keys[kVectors];
-        CELLMD_UNROLL
-        for (int v = 0; v < kVectors; v++)
+        repeat<kVectors>([&](auto v) CELLMD_ALWAYS {
             keys[v] = load_stored<kType>(a.keys, static_cast<size_t>(d) * kKeyBlock + key + 16 * v);
-        CELLMD_UNROLL
-        for (int r = 0; r < kRows; r++) {
+        });
+        repeat<kRows>([&](auto r) CELLMD_ALWAYS {
             const Vf q = vset(a.queries[d * kRows + r]);
-            CELLMD_UNROLL
-            for (int v = 0; v < kVectors; v++) sums[r][v] = vfma(q, keys[v], sums[r][v]);
-        }
+            repeat<kVectors>([&](auto v) CELLMD_ALWAYS { sums[r][v] = vfma(q, keys[v], sums[r][v]); });
+        });
     }
-    CELLMD_UNROLL
-    for (int v = 0; v < kVectors; v++) {
+    repeat<kVectors>([&](auto v) CELLMD_ALWAYS {
         const Vf scale = kType == CacheType::Int8 ? vload(a.key_scales + key + 16 * v) : vset(1.0f);
-        CELLMD_UNROLL
-        for (int r = 0; r < kRows; r++)
+        repeat<kRows>([&](auto r) CELLMD_ALWAYS {
             vstore(scores + r * kKeyBlock + key + 16 * v, kType == CacheType::Int8 ? sums[r][v] * scale : sums[r][v]);
-    }
+        });
+    });
 }
 
 // Scores of one row to weights e^(score - largest), 0 where not seen; their sum and the largest.
@@ -69,32 +62,24 @@ CELLMD_INLINE void weigh(AttendArgs& a, int row, int begin, int end, float* scor
     a.total[row] = vsum(total);
 }
 
-// weighted[row][channel] of kVectors * 16 channels beginning at `channel`; n < 16 channels if kVectors is 1.
+// weighted[row][channel] of kVectors * 16 channels beginning at `channel`.
 template <CacheType kType, int kRows, int kVectors>
 CELLMD_INLINE void weigh_values(const AttendArgs& a, int channel, const float* weights) {
     Vf sums[kRows][kVectors];
-    CELLMD_UNROLL
-    for (int r = 0; r < kRows; r++) {
-        CELLMD_UNROLL
-        for (int v = 0; v < kVectors; v++) sums[r][v] = vzero();
-    }
+    repeat<kRows>([&](auto r) CELLMD_ALWAYS { repeat<kVectors>([&](auto v) CELLMD_ALWAYS { sums[r][v] = vzero(); }); });
     for (int key = a.first; key < a.last; key++) {
         Vf values[kVectors];
-        CELLMD_UNROLL
-        for (int v = 0; v < kVectors; v++)
+        repeat<kVectors>([&](auto v) CELLMD_ALWAYS {
             values[v] = load_stored<kType>(a.values, static_cast<size_t>(key) * a.head_dim + channel + 16 * v);
-        CELLMD_UNROLL
-        for (int r = 0; r < kRows; r++) {
+        });
+        repeat<kRows>([&](auto r) CELLMD_ALWAYS {
             const Vf weight = vset(weights[r * kKeyBlock + key]);
-            CELLMD_UNROLL
-            for (int v = 0; v < kVectors; v++) sums[r][v] = vfma(weight, values[v], sums[r][v]);
-        }
+            repeat<kVectors>([&](auto v) CELLMD_ALWAYS { sums[r][v] = vfma(weight, values[v], sums[r][v]); });
+        });
     }
-    CELLMD_UNROLL
-    for (int r = 0; r < kRows; r++) {
-        CELLMD_UNROLL
-        for (int v = 0; v < kVectors; v++) vstore(a.weighted + r * a.head_dim + channel + 16 * v, sums[r][v]);
-    }
+    repeat<kRows>([&](auto r) CELLMD_ALWAYS {
+        repeat<kVectors>([&](auto v) CELLMD_ALWAYS { vstore(a.weighted + r * a.head_dim + channel + 16 * v, sums[r][v]); });
+    });
 }
 
 template <CacheType kType, int kRows>

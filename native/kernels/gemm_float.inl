@@ -21,30 +21,23 @@ CELLMD_INLINE Vf load_weights(const void* p, size_t at, int n) {
 }
 
 template <FloatType kType, int kRows, int kTokens>
-CELLMD_INLINE void float_columns(Vf (&sums)[kRows][kTokens], const FloatMatrix& m, const FloatProduct& p, int row,
-                                 int token, int column, int n) {
-    Vf x[kTokens];
-    CELLMD_UNROLL
-    for (int t = 0; t < kTokens; t++) {
-        const float* from = p.x + (token + t) * p.x_stride + column;
-        x[t] = n < 16 ? vload_first(from, n) : vload(from);
-    }
-    CELLMD_UNROLL
-    for (int r = 0; r < kRows; r++) {
-        const Vf w = load_weights<kType>(m.data, static_cast<size_t>(row + r) * m.k + column, n);
-        CELLMD_UNROLL
-        for (int t = 0; t < kTokens; t++) sums[r][t] = vfma(w, x[t], sums[r][t]);
-    }
-}
-
-template <FloatType kType, int kRows, int kTokens>
 static void float_block(const FloatMatrix& m, const FloatProduct& p, int row, int token) {
     Vf sums[kRows][kTokens];
-    for (auto& of_row : sums)
-        for (Vf& sum : of_row) sum = vzero();
+    repeat<kRows>([&](auto r) CELLMD_ALWAYS { repeat<kTokens>([&](auto t) CELLMD_ALWAYS { sums[r][t] = vzero(); }); });
+    const auto add_columns = [&](int column, int n) CELLMD_ALWAYS {
+        Vf x[kTokens];
+        repeat<kTokens>([&](auto t) CELLMD_ALWAYS {
+            const float* from = p.x + (token + t) * p.x_stride + column;
+            x[t] = n < 16 ? vload_first(from, n) : vload(from);
+        });
+        repeat<kRows>([&](auto r) CELLMD_ALWAYS {
+            const Vf w = load_weights<kType>(m.data, static_cast<size_t>(row + r) * m.k + column, n);
+            repeat<kTokens>([&](auto t) CELLMD_ALWAYS { sums[r][t] = vfma(w, x[t], sums[r][t]); });
+        });
+    };
     int column = 0;
-    for (; column + 16 <= m.k; column += 16) float_columns<kType>(sums, m, p, row, token, column, 16);
-    if (column < m.k) float_columns<kType>(sums, m, p, row, token, column, m.k - column);
+    for (; column + 16 <= m.k; column += 16) add_columns(column, 16);
+    if (column < m.k) add_columns(column, m.k - column);
     for (int r = 0; r < kRows; r++)
         for (int t = 0; t < kTokens; t++) {
             float y = vsum(sums[r][t]) + (m.bias ? m.bias[row + r] : 0.0f);

@@ -2,11 +2,25 @@
 // set can ever be linked in place of another's; for the same reason kernels use nothing from the standard library.
 
 #define CELLMD_INLINE [[gnu::always_inline]] inline
-#if defined(__clang__)
-#define CELLMD_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define CELLMD_UNROLL _Pragma("GCC unroll 16")
-#endif
+
+// body(0), body(1), ... body(n - 1), written out: indices are constants, so arrays that are indexed by them live in
+// registers. Bodies are lambdas marked CELLMD_ALWAYS.
+#define CELLMD_ALWAYS __attribute__((always_inline))
+template <int kIndex>
+struct Index {
+    constexpr operator int() const { return kIndex; }
+};
+template <int kFrom, int kTo, typename Body>
+CELLMD_INLINE void repeat_from(const Body& body) {
+    if constexpr (kFrom < kTo) {
+        body(Index<kFrom>());
+        repeat_from<kFrom + 1, kTo>(body);
+    }
+}
+template <int kTimes, typename Body>
+CELLMD_INLINE void repeat(const Body& body) {
+    repeat_from<0, kTimes>(body);
+}
 
 CELLMD_INLINE int lesser(int a, int b) { return a < b ? a : b; }
 CELLMD_INLINE int greater(int a, int b) { return a > b ? a : b; }

@@ -3,13 +3,12 @@
 static int32_t read(const uint8_t* bytes, size_t n) {
     Vi sums[4] = {vizero(), vizero(), vizero(), vizero()};
     for (size_t i = 0; i < n; i += 256) {
-        CELLMD_UNROLL
-        for (int j = 0; j < 4; j++) {
+        repeat<4>([&](auto j) CELLMD_ALWAYS {
             Vi loaded;
             __builtin_memcpy(&loaded, bytes + i + 64 * j, sizeof loaded);
             prefetch(bytes + i + 64 * j + kPrefetchBytes);
             sums[j] = sums[j] + loaded;
-        }
+        });
     }
     return visum((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
@@ -22,15 +21,11 @@ static int64_t multiply(int64_t repetitions, int32_t* out) {
     Codes low, high;
     codes_of_int4(bytes, low, high);
     Vi sums[kSums];
-    CELLMD_UNROLL
-    for (int i = 0; i < kSums; i++) sums[i] = viset(i);
-    for (int64_t n = 0; n < repetitions; n++) {
-        CELLMD_UNROLL
-        for (int i = 0; i < kSums; i++) sums[i] = dot8_int4(sums[i], low, high, activations, activations + 4);
-    }
+    repeat<kSums>([&](auto i) CELLMD_ALWAYS { sums[i] = viset(i); });
+    for (int64_t n = 0; n < repetitions; n++)
+        repeat<kSums>([&](auto i) CELLMD_ALWAYS { sums[i] = dot8_int4(sums[i], low, high, activations, activations + 4); });
     Vi total = vizero();
-    CELLMD_UNROLL
-    for (int i = 0; i < kSums; i++) total = total + sums[i];
+    repeat<kSums>([&](auto i) CELLMD_ALWAYS { total = total + sums[i]; });
     *out = visum(total);
     return repetitions * kSums * 128;
 }
