@@ -36,7 +36,7 @@ def main() -> None:
 
     from tokenizers import Tokenizer
 
-    from cellmd.processors.vocabulary import Vocabulary, compile_vocabulary
+    from cellmd.vocabulary import Vocabulary, compile_vocabulary
 
     started = time.process_time()
     table = compile_vocabulary(arguments.tokenizer.read_bytes())
@@ -70,7 +70,7 @@ def medians(measure: Callable[..., Measurement], path: Path, texts: dict[str, st
 
 
 def measure_compiled(path: Path, texts: dict[str, str]) -> Measurement:
-    from cellmd.processors.vocabulary import Vocabulary
+    from cellmd.vocabulary import Vocabulary
 
     def load() -> Callable[[str], list[int]]:
         with path.open("rb") as file:

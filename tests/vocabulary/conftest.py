@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from cellmd.processors.vocabulary import Vocabulary, compile_vocabulary
+from cellmd.vocabulary import Vocabulary, compile_vocabulary
 from checkpoints import small_tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -10,8 +10,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from cellmd.errors import CheckpointError, UnsupportedModelError
-from cellmd.processors.vocabulary import Vocabulary, compile_vocabulary
-from cellmd.processors.vocabulary.table import Table
+from cellmd.vocabulary import Vocabulary, compile_vocabulary
+from cellmd.vocabulary.table import Table
 
 Build = Callable[..., bytes]
 

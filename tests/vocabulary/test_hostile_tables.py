@@ -20,8 +20,8 @@ from cellmd.errors import (
     NotCellmdError,
     TruncatedError,
 )
-from cellmd.processors.vocabulary import Vocabulary, compile_vocabulary
-from cellmd.processors.vocabulary.layout import HEADER_BYTES, Counts
+from cellmd.vocabulary import Vocabulary, compile_vocabulary
+from cellmd.vocabulary.layout import HEADER_BYTES, Counts
 
 TEXT = "<bos>abab é\n the \ue000 <|a|>  "
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cellmd.processors.vocabulary import compile_vocabulary
-from cellmd.processors.vocabulary import layout as code
+from cellmd.vocabulary import compile_vocabulary
+from cellmd.vocabulary import layout as code
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "tokenizer.md").read_text()
 PIECES = ["a", "b", "ab", "abb", "é", "éa", "aé", "bb", "𝔘", "a𝔘"]

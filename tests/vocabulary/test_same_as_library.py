@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from cellmd.errors import ArgumentError, PromptError
-from cellmd.processors.vocabulary import Vocabulary
+from cellmd.vocabulary import Vocabulary
 
 Both = tuple[Tokenizer, Vocabulary]
 
@@ -142,19 +143,25 @@ def test_lone_surrogates_are_refused(pair: Both, text: str) -> None:
     library, compiled = pair
     with pytest.raises(TypeError):
         library.encode(text)
-    with pytest.raises(PromptError, match=r"surrogate U\+D[0-9A-F]{3}"):
+    with pytest.raises(PromptError, match=r"not valid Unicode.* U\+D[0-9A-F]{3}"):
         compiled.encode(text)
 
 
 def test_ids_out_of_range(pair: Both) -> None:
     library, compiled = pair
-    assert compiled.decode([len(compiled), 2**31]) == library.decode([len(compiled), 2**31]) == ""
-    with pytest.raises(ArgumentError):
-        compiled.decode([-1])
-    for wrong in (-1, len(compiled)):
-        assert compiled.token(wrong) is None
-        with pytest.raises(ArgumentError):
-            compiled.token_bytes(wrong)
+    e_acute = [compiled.token_id("<0xC3>"), compiled.token_id("<0xA9>")]
+    for ids in ([len(compiled), 2**32 - 1], [e_acute[0], len(compiled), e_acute[1]]):
+        assert compiled.decode(ids) == library.decode(ids)
+    wrong: list[list[Any]] = [[-1], [2**32], ["a"], [None], [1.5]]
+    for ids in wrong:
+        with pytest.raises((OverflowError, TypeError)):
+            library.decode(ids)
+        with pytest.raises(ArgumentError, match="token id"):
+            compiled.decode(ids)
+    for beyond in (-1, len(compiled)):
+        assert compiled.token(beyond) is None
+        with pytest.raises(ArgumentError, match="token id"):
+            compiled.token_bytes(beyond)
 
 
 def test_tokens_that_were_only_added_are_not_the_models(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from cellmd.processors.vocabulary.pipeline import AddedToken
+from cellmd.vocabulary.pipeline import AddedToken
 
 
 class AddedTokens:

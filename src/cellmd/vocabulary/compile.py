@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellmd.errors import CheckpointError, UnsupportedModelError
-from cellmd.processors.vocabulary.layout import (
+from cellmd.vocabulary.layout import (
     ID_BITS,
     MAX_PIPELINE_BYTES,
     MAX_SLOT_RUN,
@@ -29,8 +29,8 @@ from cellmd.processors.vocabulary.layout import (
     border_bit,
     character_pairs,
 )
-from cellmd.processors.vocabulary.pipeline import Pipeline, read_pipeline
-from cellmd.processors.vocabulary.table import derived_rank, longest_run
+from cellmd.vocabulary.pipeline import Pipeline, read_pipeline
+from cellmd.vocabulary.table import derived_rank, longest_run
 
 Merge = tuple[str, str]
 # What the library's decoder takes for a byte (a sign is admitted where a number is parsed).

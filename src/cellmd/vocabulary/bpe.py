@@ -14,8 +14,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from cellmd.processors.vocabulary.layout import ID_BITS, may_join
-from cellmd.processors.vocabulary.table import Table
+from cellmd.vocabulary.layout import ID_BITS, may_join
+from cellmd.vocabulary.table import Table
 
 _ID_MASK = (1 << ID_BITS) - 1
 _POSITION_BITS = 32

@@ -25,7 +25,7 @@ from cellmd.errors import (
     TruncatedError,
     UnsupportedModelError,
 )
-from cellmd.processors.vocabulary.layout import (
+from cellmd.vocabulary.layout import (
     HEADER_BYTES,
     ID_BITS,
     MAGIC,
@@ -36,7 +36,7 @@ from cellmd.processors.vocabulary.layout import (
     VERSION,
     Counts,
 )
-from cellmd.processors.vocabulary.pipeline import Pipeline, read_pipeline
+from cellmd.vocabulary.pipeline import Pipeline, read_pipeline
 
 Buffer = bytes | bytearray | memoryview | mmap.mmap
 _ID_MASK = (1 << ID_BITS) - 1

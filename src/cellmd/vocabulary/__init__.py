@@ -9,7 +9,7 @@ bpe.py         the merges
 vocabulary.py  encode, decode
 """
 
-from cellmd.processors.vocabulary.compile import compile_vocabulary
-from cellmd.processors.vocabulary.vocabulary import Vocabulary
+from cellmd.vocabulary.compile import compile_vocabulary
+from cellmd.vocabulary.vocabulary import Vocabulary
 
 __all__ = ["Vocabulary", "compile_vocabulary"]

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from cellmd.errors import ArgumentError, PromptError
-from cellmd.processors.vocabulary.added import AddedTokens
-from cellmd.processors.vocabulary.bpe import Merger
-from cellmd.processors.vocabulary.layout import ID_BITS
-from cellmd.processors.vocabulary.table import Buffer, Table, derived_rank
+from cellmd.vocabulary.added import AddedTokens
+from cellmd.vocabulary.bpe import Merger
+from cellmd.vocabulary.layout import ID_BITS
+from cellmd.vocabulary.table import Buffer, Table, derived_rank
 
 _MAX_REMEMBERED = 1 << 14
 
@@ -69,7 +69,7 @@ class Vocabulary:
         except UnicodeEncodeError as error:
             surrogate = ord(error.object[error.start])
             raise PromptError(
-                f"the text holds the lone surrogate U+{surrogate:04X}, which is no character; remove it, or decode its "
+                f"the text is not valid Unicode: it holds the lone surrogate U+{surrogate:04X}; remove it, or decode its "
                 "source with errors='replace'"
             ) from error
         if add_special_tokens:
@@ -78,21 +78,26 @@ class Vocabulary:
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of `ids`. Ids beyond the vocabulary give nothing; byte tokens in a row that are not UTF-8 together
-        give one U+FFFD each. Raises ArgumentError for a negative id."""
+        give one U+FFFD each. Raises ArgumentError for what is no id: not an integer, negative, or beyond 32 bits."""
         skipped = self.special_tokens if skip_special else {}
         pieces: list[str] = []
         pending = bytearray()
         for token in ids:
-            if token in skipped or token >= self._size:
+            if token in skipped:
                 continue
             byte = self._bytes.get(token)
             if byte is not None:
                 pending.append(byte)
                 continue
+            text = self._texts.get(token)
+            if text is None:
+                text = self._text(token)
+                if text is None:  # beyond the vocabulary: as if it were not there, even between two bytes
+                    continue
             if pending:
                 pieces.append(_join_bytes(pending))
                 pending.clear()
-            pieces.append(self._texts.get(token) or self._text(token))
+            pieces.append(text)
         if pending:
             pieces.append(_join_bytes(pending))
         return "".join(pieces)
@@ -113,7 +118,12 @@ class Vocabulary:
         """What the token adds to decoded text, in UTF-8; a byte token adds its one byte, which may be part of a
         character. Special tokens give their own name. Raises ArgumentError if there is no such id."""
         byte = self._bytes.get(token_id)
-        return self._text(token_id).encode() if byte is None else bytes([byte])
+        if byte is not None:
+            return bytes([byte])
+        text = self._text(token_id)
+        if text is None:
+            raise ArgumentError(f"token id {token_id}: the vocabulary has ids 0 to {self._size - 1}")
+        return text.encode()
 
     def tokenizer_json(self) -> bytes:
         """The tokenizer.json that was compiled, rebuilt: for the `tokenizers` library it means the same."""
@@ -142,11 +152,13 @@ class Vocabulary:
             merges += [merge for _, merge in sorted(ranked) if merge not in known]
         return merges
 
-    def _text(self, token_id: int) -> str:
-        """What a token that is not a byte adds to decoded text."""
-        text = self.token(token_id)
+    def _text(self, token_id: int) -> str | None:
+        """What a token that is not a byte adds to decoded text; None for an id beyond the vocabulary."""
+        if not isinstance(token_id, int | np.integer) or not 0 <= token_id < 1 << 32:
+            raise ArgumentError(f"token id {token_id!r}: token ids are integers of at least 0 and at most 32 bits")
+        text = self.token(int(token_id))
         if text is None:
-            raise ArgumentError(f"token id {token_id}: the vocabulary has ids 0 to {self._size - 1}")
+            return None
         if self._pipeline.detokenizer is not None:
             text = self._pipeline.detokenizer(text)
         if len(self._texts) >= _MAX_REMEMBERED:
