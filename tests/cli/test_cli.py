@@ -209,3 +209,22 @@ def test_a_reader_that_goes_away_is_no_traceback(model: str) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == EXIT_ERROR
+
+
+def test_bench_measures_text_picture_and_sound(model: str, capsys: Captured) -> None:
+    sizes = ["--prompt", "3", "9", "--tokens", "2", "--repeat", "1", "--image", "48x96", "--audio", "0.5"]
+    assert main(["bench", model, *sizes, "--json"]) == EXIT_OK
+    figures = json.loads(capsys.readouterr().out)
+    assert [prefill["tokens"] for prefill in figures["prefill"]] == [3, 9]
+    assert all(decode["ms"] > 0 for decode in figures["decode"])
+    assert [encode["what"] for encode in figures["encode"]] == ["image 48x96", "audio 0.5 s"]
+    assert main(["bench", model, *sizes]) == EXIT_OK
+    assert "decode at 9" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", ["768", "0x5", "axb"])
+def test_bench_wants_a_size_for_a_picture(size: str, model: str, capsys: Captured) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", model, "--image", size])
+    assert stop.value.code == EXIT_USAGE
+    assert "768x768" in capsys.readouterr().err

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from cellmd.quant.tensor import PackedTensor
@@ -34,10 +35,22 @@ Clip = tuple[float, float, float, float]
 """input_min, input_max, output_min, output_max of a clipped linear layer."""
 
 
+@dataclass(frozen=True)
+class Ceilings:
+    """What a machine can do at best, measured: bytes read from memory and int8 multiply-adds, both a second."""
+
+    read_bytes_per_s: float
+    int8_macs_per_s: float
+
+
 class Ops(ABC):
     """One backend. See the module docstring for what holds for every operation."""
 
     name: str
+
+    def ceilings(self) -> Ceilings | None:
+        """Measures the machine with this backend's threads; None where the backend has no means to."""
+        return None
 
     # ---- memory ---------------------------------------------------------------------------------------------------
 

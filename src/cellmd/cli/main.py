@@ -35,6 +35,7 @@ COMMANDS = {
     "audio-direct": Command("audio_direct", "answer about one sound, with the timings of every stage"),
     "vlm-direct": Command("vlm_direct", "answer about one picture, with the timings of every stage"),
     "inspect": Command("inspect", "show what a .cellmd file holds"),
+    "bench": Command("bench", "measure how fast a file runs here, against what the machine could do"),
     "verify": Command("verify", "check a .cellmd file's checksums, and its error against the source"),
 }
 

@@ -20,12 +20,16 @@ from typing import Any, Literal
 import numpy as np
 
 from cellmd import _native
-from cellmd.backends.ops import Clip, Matrix, Ops, Tensor
+from cellmd.backends.ops import Ceilings, Clip, Matrix, Ops, Tensor
 from cellmd.errors import ArgumentError
 from cellmd.quant.decode import decode
 from cellmd.quant.tensor import PackedTensor
 
 CacheDtype = Literal["f16", "f32", "i8"]
+
+_CEILING_BYTES = 1 << 29
+_CEILING_RUNS = 7
+_CEILING_REPETITIONS = 1 << 20
 
 
 class CpuOps(Ops):
@@ -45,6 +49,13 @@ class CpuOps(Ops):
     def instruction_set(self) -> str:
         """Name of the instruction set in use: the best the machine has, or what CELLMD_ISA says."""
         return str(self._native.instruction_set)
+
+    def ceilings(self) -> Ceilings:
+        """The best of several readings of memory far larger than any cache, and of multiplying registers."""
+        memory = np.ones(_CEILING_BYTES, np.uint8)
+        read_s = min(self._native.time_read(memory) for _ in range(_CEILING_RUNS))
+        multiplied = (self._native.time_multiply(_CEILING_REPETITIONS) for _ in range(_CEILING_RUNS))
+        return Ceilings(_CEILING_BYTES / read_s, max(macs / seconds for macs, seconds in multiplied))
 
     # ---- memory ---------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,248 @@
+"""How fast a file runs here, as figures and as shares of what the machine could do at best.
+
+Two floors matter. A decoding step reads every weight of the decoder once: its time is at least those bytes over the
+read bandwidth. A prompt multiplies: its time is at least the multiply-adds it needs over the processor's int8 peak.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cellmd.backends import create
+from cellmd.backends.ops import Ceilings
+from cellmd.config import ModelConfig, TextConfig
+from cellmd.container import Container
+from cellmd.errors import ArgumentError
+from cellmd.models.gemma4 import Gemma4
+from cellmd.processors.audio import audio_features
+from cellmd.processors.config import ProcessorConfig
+from cellmd.processors.image import image_features
+from cellmd.processors.prompt import Processor
+from cellmd.quant import PackedTensor
+from cellmd.runtime.batch import Sequence as Running
+from cellmd.runtime.generate import Runner
+from cellmd.runtime.kv_cache import KvCache
+
+_DECODER = "model.language_model."
+_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the decoder of a file has to do at least.
+
+    decode_bytes: weights read in a decoding step. prompt_macs: multiply-adds with weights for each token of a prompt;
+    last_macs: those for its last token on top, whose logits are wanted. Attention is left out: it depends on the
+    length, and is small beside these up to some thousand tokens.
+    """
+
+    decode_bytes: int
+    prompt_macs: int
+    last_macs: int
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, PackedTensor], config: TextConfig) -> Work:
+        matrices = {
+            name.removeprefix(_DECODER): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(_DECODER) and "embed_tokens_per_layer" not in name
+        }
+        last_writer = config.first_shared_layer - 1
+        layers_before = tuple(f"layers.{i}." for i in range(last_writer))
+        keys_and_values = tuple(f"layers.{last_writer}.self_attn.{name}_proj." for name in "kv")
+        sizes = {name: int(np.prod(tensor.shape)) for name, tensor in matrices.items() if len(tensor.shape) == 2}
+        prompt = sum(size for name, size in sizes.items() if name.startswith((*layers_before, *keys_and_values)))
+        prompt += config.ple_dim * config.d_model * last_writer  # the part of the projection that those layers read
+        return cls(
+            decode_bytes=sum(tensor.n_bytes for tensor in matrices.values()),
+            prompt_macs=prompt,
+            last_macs=sum(sizes.values()) - prompt,
+        )
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """A prompt of n tokens: median milliseconds, tokens a second, and the share of the int8 peak, in percent."""
+
+    tokens: int
+    ms: float
+    tokens_per_s: float
+    peak_percent: float | None
+
+
+@dataclass(frozen=True)
+class Decode:
+    """One sequence after a prompt of `context` tokens: median milliseconds of a step, the share of the bandwidth."""
+
+    context: int
+    ms: float
+    tokens_per_s: float
+    bandwidth_percent: float | None
+
+
+@dataclass(frozen=True)
+class Encode:
+    """A picture or sound: median milliseconds of features and encoder, and the soft tokens that come of it."""
+
+    what: str
+    features_ms: float
+    encoder_ms: float
+    soft_tokens: int
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Everything measured. load_ms: from the path to bound weights. peak_rss_bytes: of this process so far."""
+
+    file: str
+    backend: str
+    threads: int | None
+    load_ms: float
+    work: Work
+    ceilings: Ceilings | None
+    prefill: tuple[Prefill, ...]
+    decode: tuple[Decode, ...]
+    encode: tuple[Encode, ...]
+    peak_rss_bytes: int | None
+    private_bytes: int | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def benchmark(
+    path: Path,
+    *,
+    backend: str = "auto",
+    threads: int | None = None,
+    prompts: Sequence[int] = (512,),
+    n_tokens: int = 32,
+    repeat: int = 3,
+    image_size: tuple[int, int] | None = None,
+    audio_s: float | None = None,
+) -> Figures:
+    """Measure a file. prompts: lengths; after each, n_tokens decoding steps. image_size: height, width in pixels."""
+    for name, value in (("prompt", min(prompts, default=1)), ("tokens", n_tokens), ("repeat", repeat)):
+        if value < 1:
+            raise ArgumentError(f"{name} must be at least 1, found {value}")
+    began = time.perf_counter()
+    ops = create(backend, threads)
+    with Container.open(path) as container:
+        config = ModelConfig.from_dict(container.config)
+        model = Gemma4(ops, config, container.tensors)
+        load_ms = _ms_since(began)
+        work = Work.of(container.tensors, config.text)
+        cache = KvCache(ops, config.text, n_slots=1, context=max(prompts, default=0) + n_tokens + 1, chunk=_CHUNK)
+        runner = Runner(model, cache)
+        rng = np.random.default_rng(0)
+        runs = [(length, *_text(runner, length, n_tokens, repeat, rng)) for length in prompts]
+        peak_rss, private = _peak_rss_bytes(), _private_bytes()  # of text alone: what follows takes memory of its own
+        ceilings = ops.ceilings()
+        encode = []
+        if image_size is not None:
+            encode.append(_image(model, _front_ends(container, config), image_size, repeat, rng))
+        if audio_s is not None:
+            encode.append(_audio(model, _front_ends(container, config), audio_s, repeat, rng))
+        return Figures(
+            file=str(path),
+            backend=ops.name,
+            threads=threads,
+            load_ms=load_ms,
+            work=work,
+            ceilings=ceilings,
+            prefill=tuple(_prefill(length, prompt_ms, work, ceilings) for length, prompt_ms, _ in runs),
+            decode=tuple(_decode(length, step_ms, work, ceilings) for length, _, step_ms in runs),
+            encode=tuple(encode),
+            peak_rss_bytes=peak_rss,
+            private_bytes=private,
+        )
+
+
+def _text(runner: Runner, length: int, n_tokens: int, repeat: int, rng: np.random.Generator) -> tuple[float, float]:
+    """Median milliseconds of a prompt of random tokens, and of a decoding step after it."""
+    vocab_size = runner.model.config.text.vocab_size
+    prompt_ms, step_ms = [], []
+    for _ in range(repeat):
+        sequence = Running(0, [int(token) for token in rng.integers(0, vocab_size, length)])
+        prompt_ms.append(_timed_ms(runner.prefill, sequence))
+        for token in rng.integers(0, vocab_size, n_tokens):
+            sequence.token_ids.append(int(token))
+            step_ms.append(_timed_ms(runner.step, sequence))
+    return statistics.median(prompt_ms), statistics.median(step_ms)
+
+
+def _prefill(length: int, ms: float, work: Work, ceilings: Ceilings | None) -> Prefill:
+    macs = length * work.prompt_macs + work.last_macs
+    percent = None if ceilings is None else 1e5 * macs / ceilings.int8_macs_per_s / ms
+    return Prefill(length, ms, length / ms * 1e3, percent)
+
+
+def _decode(length: int, ms: float, work: Work, ceilings: Ceilings | None) -> Decode:
+    percent = None if ceilings is None else 1e5 * work.decode_bytes / ceilings.read_bytes_per_s / ms
+    return Decode(length, ms, 1e3 / ms, percent)
+
+
+def _image(
+    model: Gemma4, front_ends: ProcessorConfig, size: tuple[int, int], repeat: int, rng: np.random.Generator
+) -> Encode:
+    pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    features = image_features(pixels, front_ends.image)
+    return Encode(
+        f"image {size[0]}x{size[1]}",
+        statistics.median(_timed_ms(image_features, pixels, front_ends.image) for _ in range(repeat)),
+        statistics.median(_timed_ms(model.encode_image, features) for _ in range(repeat)),
+        features.n_soft_tokens,
+    )
+
+
+def _audio(model: Gemma4, front_ends: ProcessorConfig, seconds: float, repeat: int, rng: np.random.Generator) -> Encode:
+    n_samples = round(seconds * front_ends.audio.sample_rate_hz)
+    waveform = 0.1 * rng.standard_normal(n_samples, dtype=np.float32)
+    features = audio_features(waveform, front_ends.audio)
+    return Encode(
+        f"audio {seconds:g} s",
+        statistics.median(_timed_ms(audio_features, waveform, front_ends.audio) for _ in range(repeat)),
+        statistics.median(_timed_ms(model.encode_audio, features) for _ in range(repeat)),
+        features.n_soft_tokens,
+    )
+
+
+def _front_ends(container: Container, config: ModelConfig) -> ProcessorConfig:
+    assets = {name: container.asset(name) for name in container.assets}
+    return Processor.from_assets(assets, config).config
+
+
+def _timed_ms(work: Callable[..., object], *arguments: object) -> float:
+    began = time.perf_counter()
+    work(*arguments)
+    return _ms_since(began)
+
+
+def _ms_since(began: float) -> float:
+    return (time.perf_counter() - began) * 1000.0
+
+
+def _peak_rss_bytes() -> int | None:
+    """The most memory this process has had resident, mapped files included; None where the system does not tell."""
+    return _status_bytes("VmHWM")
+
+
+def _private_bytes() -> int | None:
+    """Resident memory that is not pages of a file."""
+    return _status_bytes("RssAnon")
+
+
+def _status_bytes(key: str) -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = next((line.split()[1] for line in lines if line.startswith(f"{key}:")), None)
+    return None if found is None else int(found) * 1024
