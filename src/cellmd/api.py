@@ -21,12 +21,14 @@ from cellmd.processors.features import MediaKind, Prompt
 from cellmd.processors.messages import media_list
 from cellmd.processors.output import AnswerDecoder
 from cellmd.processors.prompt import Processor
+from cellmd.runtime.answering import Settings
 from cellmd.runtime.batch import Sequence as Running
 from cellmd.runtime.defaults import GenerationDefaults
-from cellmd.runtime.generate import Runner, Settings, common_prefix, generate
+from cellmd.runtime.generate import Runner, common_prefix, generate
 from cellmd.runtime.kv_cache import KvCache, free_memory_bytes
 from cellmd.runtime.result import Piece, Result
-from cellmd.runtime.sampler import Sampler
+from cellmd.runtime.sampler import Sampler, Sampling
+from cellmd.runtime.scheduler import Request, Scheduler
 from cellmd.runtime.stop import StopStrings
 
 Messages = str | Sequence[Mapping[str, Any]]
@@ -161,7 +163,7 @@ class Model:
         """Tokenizer, chat template and media front ends, read from the file at first use."""
         if self._processor is None:
             container = self._open()
-            assets = {name: container.asset(name) for name in container.assets}
+            assets = {name: container.asset_view(name) for name in container.assets}
             self._processor = Processor.from_assets(assets, self.config)
         return self._processor
 
@@ -215,7 +217,37 @@ class Model:
         """A conversation that remembers its turns and does not compute again what is in the cache already."""
         return Chat(self, system, tools)
 
+    def scheduler(self, slots: int = 4, *, queue_limit: int = 64) -> Scheduler:
+        """Answer several prompts at once, in as many slots, until the scheduler is closed; the model itself answers
+        none meanwhile. queue_limit: requests that may wait for a slot. Raises ArgumentError."""
+        for name, value in (("slots", slots), ("queue_limit", queue_limit)):
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _PREFILL_CHUNK:
+                raise ArgumentError(f"{name} must be a whole number from 1 to {_PREFILL_CHUNK}, found {value!r}")
+        alone = self._alone()
+        alone.__enter__()
+        try:
+            cache = KvCache(self._ops, self.config.text, n_slots=slots, context=self.context, chunk=_PREFILL_CHUNK)
+            runner = Runner(self._runner.model, cache)
+            return Scheduler(runner, slots, queue_limit=queue_limit, on_close=alone.__exit__)
+        except BaseException:
+            alone.__exit__()
+            raise
+
+    def request(self, messages: Messages | Prompt, client: str = "", **options: Unpack[GenerateOptions]) -> Request:
+        """What a scheduler answers; options as for `stream`."""
+        prompt, sampling, settings = self._asked(messages, {**options})
+        answer = AnswerDecoder(self.processor.tokenizer, prompt.token_ids)
+        return Request(prompt, Sampler(sampling, prompt.token_ids), answer, settings, client)
+
     def _stream(self, messages: Messages | Prompt, options: dict[str, Any], *, reuse: bool) -> Pieces:
+        prompt, sampling, settings = self._asked(messages, options)
+        self._runner.check(prompt)
+        self._runner.cache.check_room(len(prompt), settings.max_tokens)
+        answer = AnswerDecoder(self.processor.tokenizer, prompt.token_ids)
+        return self._pieces(prompt, Sampler(sampling, prompt.token_ids), answer, settings, reuse)
+
+    def _asked(self, messages: Messages | Prompt, options: dict[str, Any]) -> tuple[Prompt, Sampling, Settings]:
+        """The prompt, and how it is to be answered."""
         max_tokens = options.pop("max_tokens", DEFAULT_MAX_TOKENS)
         if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
             raise ArgumentError(f"max_tokens must be a whole number of at least 1, found {max_tokens!r}")
@@ -228,11 +260,7 @@ class Model:
             prompt = messages
         else:
             prompt = self.prepare(messages, **options)
-        self._runner.check(prompt)
-        self._runner.cache.check_room(len(prompt), max_tokens)
-        settings = Settings(self.defaults.end_ids, max_tokens, stops, logprobs)
-        answer = AnswerDecoder(self.processor.tokenizer, prompt.token_ids)
-        return self._pieces(prompt, Sampler(sampling, prompt.token_ids), answer, settings, reuse)
+        return prompt, sampling, Settings(self.defaults.end_ids, max_tokens, stops, logprobs)
 
     def _pieces(
         self, prompt: Prompt, sampler: Sampler, answer: AnswerDecoder, settings: Settings, reuse: bool

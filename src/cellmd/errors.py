@@ -14,6 +14,7 @@
     |  `- MediaLimitError         beyond the bounds in pixels, seconds or bytes
     |- PromptError                messages the chat template refuses, media without a matching tower
     |- ContextLengthError         prompt and answer do not fit the model's length or the memory
+    |- BusyError                  too many answers are waiting already
     |- BackendError               a backend that is missing or cannot run here
     `- ArgumentError              an argument out of its range (also a ValueError)
 
@@ -77,6 +78,10 @@ class PromptError(CellmdError):
 
 class ContextLengthError(CellmdError):
     """Prompt and answer do not fit into the model's length or into memory."""
+
+
+class BusyError(CellmdError):
+    """As many answers are waiting as may wait, or no more are begun; ask again later."""
 
 
 class BackendError(CellmdError):

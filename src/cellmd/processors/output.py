@@ -49,6 +49,26 @@ class AnswerDecoder:
         self._newline = ""  # held back: the one before <channel|> is not part of the reasoning
         self._resume(prompt_ids, tokenizer)
 
+    @property
+    def in_reasoning(self) -> bool:
+        """Whether the next token belongs to the reasoning, or ends it."""
+        return self._thinking
+
+    @property
+    def in_text(self) -> bool:
+        """Whether the next token belongs to the text for the reader, or is a marker after it."""
+        return not self._thinking and self._call is None
+
+    @property
+    def reasoning_begin(self) -> int | None:
+        """The token that opens reasoning, if the vocabulary has one."""
+        return self._ids[_CHANNEL]
+
+    @property
+    def reasoning_end(self) -> int | None:
+        """The token that closes reasoning, if the vocabulary has one."""
+        return self._ids[_CHANNEL_END]
+
     def feed(self, token_id: int) -> AnswerPiece:
         """One more token of the answer."""
         if self._call is not None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from collections.abc import Sequence as Listed
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,12 +14,11 @@ from cellmd.models.gemma4 import Gemma4
 from cellmd.models.observe import Observe, ignore
 from cellmd.processors.features import AudioFeatures, MediaSpan, Prompt
 from cellmd.processors.output import AnswerDecoder
-from cellmd.processors.tool_calls import ToolCall
+from cellmd.runtime.answering import Answering, Settings
 from cellmd.runtime.batch import Part, Sequence, SoftTokens, pack
 from cellmd.runtime.kv_cache import KvCache
-from cellmd.runtime.result import FinishReason, Piece, Timings, Usage
-from cellmd.runtime.sampler import Sampler, logprob
-from cellmd.runtime.stop import StopStrings
+from cellmd.runtime.result import Piece, Timings, Usage
+from cellmd.runtime.sampler import Sampler
 
 
 class Runner:
@@ -97,19 +95,14 @@ class Runner:
             rows.append(self._ops.to_numpy(self.advance([Part(sequence, n, n)])))
         return np.concatenate(rows)
 
+    def to_numpy(self, logits: Tensor) -> np.ndarray:
+        """Logits on the host, float32 (R, V), which last."""
+        rows: np.ndarray = self._ops.to_numpy(logits)
+        return rows
+
     def _last_row(self, logits: Tensor | None) -> np.ndarray:
         row: np.ndarray = self._ops.to_numpy(logits)[-1]
         return row
-
-
-@dataclass
-class Settings:
-    """How one answer is made. end_ids: tokens that end it. max_tokens: at least 1."""
-
-    end_ids: Collection[int]
-    max_tokens: int
-    stops: StopStrings = field(default_factory=StopStrings)
-    logprobs: bool = False
 
 
 def generate(
@@ -128,60 +121,29 @@ def generate(
     clock = _Clock()
     logits = runner.prefill(sequence)
     prefill_ms = clock.stop()
-    finish: FinishReason | None = None
-    n_tokens = 0
-    unsent: list[int] = []
-    unsent_logprobs: list[float] = []
-    tool_calls: tuple[ToolCall, ...] = ()
     clock = _Clock()
+    answering = Answering(sampler, answer, settings)
     while True:
-        token = sampler.choose(logits)
-        sequence.token_ids.append(token)
-        n_tokens += 1
-        unsent.append(token)
-        if settings.logprobs:
-            unsent_logprobs.append(logprob(logits, token))
-        text = reasoning = ""
-        if token in settings.end_ids:
-            finish = "stop"
-        else:
-            said = answer.feed(token)
-            text, reasoning = settings.stops.push(said.text), said.reasoning
-            tool_calls += said.tool_calls
-            if settings.stops.found:
-                finish = "stop_string"
-            elif n_tokens == settings.max_tokens:
-                finish = "length"
-        if finish is not None:
+        sequence.token_ids.append(answering.take(logits))
+        if answering.finish is not None:
             break
-        if text or reasoning:
-            piece = Piece(text, reasoning, tuple(unsent), tuple(unsent_logprobs))
-            unsent, unsent_logprobs = [], []
+        piece = answering.piece()
+        if piece is not None:
             clock.pause()
             yield piece
             clock.go_on()
         logits = runner.step(sequence)
-    last = answer.flush()
-    text += settings.stops.push(last.text) + settings.stops.finish()
-    if settings.stops.found:
-        finish = "stop_string"
     decode_ms = clock.stop()
-    yield Piece(
-        text=text,
-        reasoning=reasoning + last.reasoning,
-        token_ids=tuple(unsent),
-        logprobs=tuple(unsent_logprobs),
-        finish_reason=finish,
-        usage=Usage(n_prompt, n_tokens, n_cached),
-        timings=Timings(
+    yield answering.last(
+        Usage(n_prompt, answering.n_tokens, n_cached),
+        Timings.of(
+            n_prompt - n_cached,
+            answering.n_tokens,
             features_ms=features_ms,
             encoder_ms=encoder_ms,
             prefill_ms=prefill_ms,
             decode_ms=decode_ms,
-            prefill_tokens_per_s=_rate(n_prompt - n_cached, prefill_ms),
-            decode_tokens_per_s=_rate(n_tokens - 1, decode_ms),
         ),
-        tool_calls=tool_calls,
     )
 
 
@@ -232,7 +194,3 @@ class _Clock:
 
 def _ms_since(began: float) -> float:
     return (time.perf_counter() - began) * 1000.0
-
-
-def _rate(n_tokens: int, ms: float) -> float | None:
-    return n_tokens / ms * 1000.0 if n_tokens > 0 and ms > 0 else None

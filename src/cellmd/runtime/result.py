@@ -44,6 +44,27 @@ class Timings:
     prefill_tokens_per_s: float | None = None
     decode_tokens_per_s: float | None = None
 
+    @classmethod
+    def of(
+        cls,
+        n_prefilled: int,
+        n_answered: int,
+        *,
+        features_ms: dict[str, float],
+        encoder_ms: dict[str, float],
+        prefill_ms: float,
+        decode_ms: float,
+    ) -> Timings:
+        """n_prefilled: tokens of the prompt that were computed. n_answered: tokens of the answer."""
+        return cls(
+            features_ms=features_ms,
+            encoder_ms=encoder_ms,
+            prefill_ms=prefill_ms,
+            decode_ms=decode_ms,
+            prefill_tokens_per_s=_rate(n_prefilled, prefill_ms),
+            decode_tokens_per_s=_rate(n_answered - 1, decode_ms),
+        )
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "features_ms": dict(self.features_ms),
@@ -56,10 +77,24 @@ class Timings:
 
 
 @dataclass(frozen=True)
+class TokenScore:
+    """A token, its natural log probability, and those of the likeliest tokens at its place, likeliest first.
+
+    spoken: it is part of the text, not of reasoning or of a tool call.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    spoken: bool
+
+
+@dataclass(frozen=True)
 class Piece:
     """A part of an answer. The texts of all pieces put together are the answer; so are their tokens and logprobs.
 
-    The last piece, and no other, has finish_reason, usage, timings and, if there are any, tool_calls.
+    The last piece, and no other, has finish_reason, usage, timings and, if there are any, tool_calls. scores: of the
+    tokens, if log probabilities were asked for.
     """
 
     text: str = ""
@@ -70,6 +105,7 @@ class Piece:
     usage: Usage | None = None
     timings: Timings | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+    scores: tuple[TokenScore, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,3 +142,7 @@ class Result:
             usage=last.usage,
             timings=last.timings,
         )
+
+
+def _rate(n_tokens: int, ms: float) -> float | None:
+    return n_tokens / ms * 1000.0 if n_tokens > 0 and ms > 0 else None

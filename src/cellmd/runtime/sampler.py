@@ -104,6 +104,18 @@ def logprob(logits: np.ndarray, token: int) -> float:
     return float(scores[token] - top - np.log(np.exp(scores - top).sum()))
 
 
+def top_logprobs(logits: np.ndarray, n: int) -> tuple[tuple[int, float], ...]:
+    """The n likeliest tokens under the logits (V,) with their natural log probabilities, likeliest first."""
+    if n == 0:
+        return ()
+    scores = logits.astype(np.float64)
+    total = np.log(np.exp(scores - scores.max()).sum()) + scores.max()
+    n = min(n, len(scores))
+    ids = np.argpartition(scores, -n)[-n:]
+    ids = ids[np.lexsort((ids, -scores[ids]))]
+    return tuple((int(i), float(scores[i] - total)) for i in ids)
+
+
 def _require(name: str, value: object, kind: type, holds: Callable[[Any], bool], what: str) -> None:
     number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
     if not number or not holds(value):

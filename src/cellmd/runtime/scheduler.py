@@ -1,0 +1,359 @@
+"""Many answers at once over the packed forward pass.
+
+One thread owns the model. Every step runs one row of each answer that is being decoded and a bounded share of the
+prompts that are being read, so answers come and go at any token and a long prompt delays the others by a bounded time.
+What an answer is does not depend on its company (`cellmd.backends.ops`): it is token for token what it would be alone.
+
+A slot whose answer has ended keeps its keys and values until another needs the slot; a prompt that begins with the same
+tokens and media goes on from there.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cellmd.errors import BackendError, BusyError, CellmdError
+from cellmd.processors.features import MediaSpan, Prompt
+from cellmd.processors.output import AnswerDecoder
+from cellmd.runtime.answering import Answering, Settings
+from cellmd.runtime.batch import Part, Sequence, SoftTokens
+from cellmd.runtime.fair_queue import FairQueue
+from cellmd.runtime.generate import Runner
+from cellmd.runtime.result import Piece, Timings, Usage
+from cellmd.runtime.reuse import EncodedMedia, Slot, choose_slot, identity
+from cellmd.runtime.sampler import Sampler
+
+_STEP_SECONDS = 0.25
+"""How long the prompts of a step may delay the answers beside them, about."""
+
+_FEWEST_ROWS = 16
+"""Rows of prompts that a step runs at least."""
+
+_log = logging.getLogger(__name__)
+
+Deliver = Callable[[Piece | CellmdError], None]
+"""Takes each piece of an answer as it comes, or the error that ended it; called on the scheduler's thread, so it must
+return at once."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer to be made. sampler and answer belong to it alone. client: waiting requests take turns by it."""
+
+    prompt: Prompt
+    sampler: Sampler
+    answer: AnswerDecoder
+    settings: Settings
+    client: str = ""
+
+
+@dataclass
+class Counts:
+    """What has been done so far, and what is going on now (waiting, running)."""
+
+    requests: int = 0
+    finished: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    refused: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    steps: int = 0
+    rows: int = 0
+    waiting: int = 0
+    running: int = 0
+    first_token_seconds: float = 0.0
+
+
+class Job:
+    """A request that was taken in. `cancel` ends it within a step; nothing is delivered after that."""
+
+    def __init__(self, request: Request, deliver: Deliver, wake: Callable[[], None]) -> None:
+        self.request = request
+        self.cancelled = False
+        self._deliver = deliver
+        self._wake = wake
+        prompt = request.prompt
+        self.keys, self.digests = identity(prompt)
+        self.answering = Answering(request.sampler, request.answer, request.settings)
+        self.sequence = Sequence(0, [])
+        self.to_encode: list[tuple[MediaSpan, bytes]] = []
+        self.n_cached = 0
+        self.encoder_ms: dict[str, float] = {}
+        self.asked = time.perf_counter()
+        self.began = self.answered = 0.0
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        self._wake()
+
+    def deliver(self, what: Piece | CellmdError) -> None:
+        if not self.cancelled:
+            self._deliver(what)
+
+    @property
+    def n_prompt_left(self) -> int:
+        return 0 if self.answering.n_tokens else self.sequence.n_pending
+
+
+@dataclass
+class _State:
+    waiting: FairQueue[Job]
+    running: list[Job] = field(default_factory=list)
+    closing: bool = False
+    abandon: bool = False
+
+
+class Scheduler:
+    """Runs answers in the slots of a runner's cache; see the module. Safe to use from several threads.
+
+    queue_limit: requests that may wait for a slot. step_seconds: see `_STEP_SECONDS`.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        n_slots: int,
+        *,
+        queue_limit: int = 64,
+        step_seconds: float = _STEP_SECONDS,
+        on_close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.counts = Counts()
+        self.n_slots = n_slots
+        self._runner = runner
+        self._queue_limit = queue_limit
+        self._step_seconds = step_seconds
+        self._on_close = on_close
+        self._slots = [Slot(index) for index in range(n_slots)]
+        self._encoded = EncodedMedia()
+        self._row_seconds = 0.0
+        self._state = _State(FairQueue())
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="cellmd-scheduler", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request, deliver: Deliver) -> Job:
+        """Take a request in. Raises BusyError if too many wait, ContextLengthError, PromptError."""
+        self._runner.check(request.prompt)
+        self._runner.cache.check_room(len(request.prompt), request.settings.max_tokens)
+        job = Job(request, deliver, self._notify)
+        with self._changed:
+            if self._state.closing:
+                raise BusyError("no more answers are begun: the model is being closed")
+            free = self.n_slots - len(self._state.running)
+            if len(self._state.waiting) >= self._queue_limit + free:
+                self.counts.refused += 1
+                raise BusyError(f"{self._queue_limit} answers are waiting already; ask again later")
+            self.counts.requests += 1
+            self._state.waiting.put(request.client, job)
+            self._count()
+            self._changed.notify()
+        return job
+
+    def stream(self, request: Request) -> Iterator[Piece]:
+        """The pieces of one answer, for callers with a thread of their own. Close the iterator to end it early."""
+        pieces: queue.SimpleQueue[Piece | CellmdError] = queue.SimpleQueue()
+        job = self.submit(request, pieces.put)
+        try:
+            while True:
+                piece = pieces.get()
+                if isinstance(piece, CellmdError):
+                    raise piece
+                yield piece
+                if piece.finish_reason is not None:
+                    return
+        finally:
+            job.cancel()
+
+    def close(self, drain_seconds: float = 0.0) -> None:
+        """Take no more requests, let those taken in end for so long, and stop the thread."""
+        with self._changed:
+            self._state.closing = True
+            self._changed.notify_all()
+        self._thread.join(drain_seconds)
+        with self._changed:
+            self._state.abandon = True
+            self._changed.notify_all()
+        self._thread.join()
+        self._on_close()
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify()
+
+    # ---- on the scheduler's own thread --------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        state = self._state
+        while True:
+            with self._changed:
+                while not state.running and not state.waiting and not state.closing:
+                    self._changed.wait()
+                if state.abandon or (state.closing and not state.running and not state.waiting):
+                    break
+                self._admit()
+                self._drop_cancelled()
+                self._count()
+            self._encode_one()
+            self._step()
+        self._abandon()
+
+    def _abandon(self) -> None:
+        error = BusyError("the answer was ended: the model is being closed")
+        with self._changed:
+            for job in [*self._state.running, *self._state.waiting.drain()]:
+                job.deliver(error)
+            self._state.running.clear()
+            self._count()
+
+    def _admit(self) -> None:
+        state = self._state
+        while state.waiting and len(state.running) < self.n_slots:
+            job = state.waiting.take()
+            if job.cancelled:
+                self.counts.cancelled += 1
+                continue
+            prompt = job.request.prompt
+            taken = {running.sequence.slot for running in state.running}
+            idle = [slot for slot in self._slots if slot.index not in taken]
+            slot, n_kept = choose_slot(idle, job.keys, self._runner.cache)
+            slot.begin(n_kept)
+            job.sequence = Sequence(slot.index, list(prompt.token_ids), [], n_kept)
+            job.n_cached = n_kept
+            spans = zip(prompt.media, job.digests, strict=True)
+            job.to_encode = [(span, d) for span, d in spans if span.start + span.features.n_soft_tokens > n_kept]
+            job.began = time.perf_counter()
+            self.counts.prompt_tokens += len(prompt)
+            self.counts.cached_tokens += n_kept
+            state.running.append(job)
+
+    def _drop_cancelled(self) -> None:
+        for job in [job for job in self._state.running if job.cancelled]:
+            self.counts.cancelled += 1
+            self._release(job)
+
+    def _release(self, job: Job) -> None:
+        """The job's slot is free; what was run in it may be gone on from."""
+        answer = np.asarray(job.sequence.token_ids[len(job.keys) :], dtype=np.int64)
+        keys = np.concatenate([job.keys, answer])[: job.sequence.n_done]
+        self._slots[job.sequence.slot].end(keys)
+        self._state.running.remove(job)
+
+    def _count(self) -> None:
+        self.counts.waiting, self.counts.running = len(self._state.waiting), len(self._state.running)
+
+    def _encode_one(self) -> None:
+        """The next medium of the job that has waited longest: one a step, so that the others go on between."""
+        job = next((job for job in self._state.running if job.to_encode), None)
+        if job is None:
+            return
+        span, digest = job.to_encode.pop(0)
+        n = span.features.n_soft_tokens
+        values = self._encoded.get(digest)
+        if values is None:
+            try:
+                soft, encoder_ms = self._runner.encode([span])
+            except Exception as error:
+                self._fail([job], error)
+                return
+            values = soft[0].values
+            self._encoded.put(digest, values, n * self._runner.model.config.text.d_model * 4)
+            job.encoder_ms[span.kind] = job.encoder_ms.get(span.kind, 0.0) + encoder_ms[span.kind]
+        job.sequence.soft.append(SoftTokens(span.start, n, values))
+
+    def _step(self) -> None:
+        jobs = [job for job in self._state.running if not job.to_encode]
+        parts, wanting = self._parts(jobs)
+        if not parts:
+            return
+        began = time.perf_counter()
+        try:
+            logits = self._runner.advance(parts)
+            rows = self._runner.to_numpy(logits) if wanting else np.empty((0, 0), np.float32)
+        except Exception as error:
+            self._fail(jobs, error)
+            return
+        seconds = time.perf_counter() - began
+        n_rows = sum(part.n_rows for part in parts)
+        self.counts.steps += 1
+        self.counts.rows += n_rows
+        if n_rows > len(wanting):  # prompts were read: what does a row of them cost?
+            latest = seconds / n_rows
+            self._row_seconds = latest if not self._row_seconds else 0.5 * (self._row_seconds + latest)
+        for job, row in zip(wanting, rows, strict=True):
+            try:
+                self._take(job, row)
+            except Exception as error:
+                self._fail([job], error)
+
+    def _parts(self, jobs: list[Job]) -> tuple[list[Part], list[Job]]:
+        """What the next step runs, and the jobs whose logits it gives, in their order."""
+        decoding = [job for job in jobs if not job.n_prompt_left]
+        reading = [job for job in jobs if job.n_prompt_left]
+        parts = [Part(job.sequence, 1, 1) for job in decoding]
+        wanting = list(decoding)
+        room = self._runner.cache.chunk - len(decoding)
+        if decoding and self._row_seconds:
+            room = min(room, max(_FEWEST_ROWS, int(self._step_seconds / self._row_seconds)))
+        for i, job in enumerate(reading):
+            share = -(-room // (len(reading) - i))
+            n_rows = min(share, job.n_prompt_left)
+            if n_rows < 1:
+                continue
+            room -= n_rows
+            ends = n_rows == job.n_prompt_left
+            parts.append(Part(job.sequence, n_rows, int(ends)))
+            if ends:
+                wanting.append(job)
+        return parts, wanting
+
+    def _take(self, job: Job, logits: np.ndarray) -> None:
+        answering = job.answering
+        if not answering.n_tokens:
+            job.answered = time.perf_counter()
+            self.counts.first_token_seconds += job.answered - job.asked
+        job.sequence.token_ids.append(answering.take(logits))
+        self.counts.completion_tokens += 1
+        if answering.finish is None:
+            piece = answering.piece()
+            if piece is not None:
+                job.deliver(piece)
+            return
+        n_prompt, ended = len(job.keys), time.perf_counter()
+        timings = Timings.of(
+            n_prompt - job.n_cached,
+            answering.n_tokens,
+            features_ms=job.request.prompt.features_ms,
+            encoder_ms=job.encoder_ms,
+            prefill_ms=(job.answered - job.began) * 1000.0,
+            decode_ms=(ended - job.answered) * 1000.0,
+        )
+        last = answering.last(Usage(n_prompt, answering.n_tokens, job.n_cached), timings)
+        with self._changed:
+            self._release(job)
+            self.counts.finished += 1
+            self._count()
+        job.deliver(last)
+
+    def _fail(self, jobs: list[Job], error: Exception) -> None:
+        """End jobs whose step went wrong. What their slots hold is not to be trusted."""
+        if not isinstance(error, CellmdError):
+            _log.exception("a step of the model failed", exc_info=error)
+            error = BackendError(f"the model failed while it made the answer: {type(error).__name__}")
+        with self._changed:
+            for job in jobs:
+                self._slots[job.sequence.slot].end(np.empty(0, np.int64))
+                self._state.running.remove(job)
+                self.counts.failed += 1
+            self._count()
+        for job in jobs:
+            job.deliver(error)
