@@ -56,7 +56,7 @@ def answer(file: str, prompt: bytes) -> tuple[float, int]:
     process.stdin.close()
     process.stdout.read(1)
     seconds = time.perf_counter() - began
-    process.stdout.close()
+    process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
