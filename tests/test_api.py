@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,11 +16,14 @@ import model_cases
 from cellmd.backends import create
 from cellmd.container import Container
 from cellmd.models.gemma4 import Gemma4
+from cellmd.processors.tokenizer import LibraryTokenizer
 from cellmd.quant.decode import decode
 from cellmd.quant.tensor import PackedTensor
 from cellmd.runtime import kv_cache
 from cellmd.runtime.generate import Runner
 from cellmd.runtime.kv_cache import KvCache
+from cellmd.vocabulary import Vocabulary
+from checkpoints import make_checkpoint
 from container.files import join_v1, v1_quantised
 from naive_ops import packed
 
@@ -288,6 +292,23 @@ def test_a_file_without_generation_config_ends_at_turns(path: Path, monkeypatch:
         assert model.defaults.sampling.temperature == 0
 
 
+def test_a_tokenizer_that_is_not_compiled_is_kept_and_answers_alike(path: Path, tmp_path: Path) -> None:
+    """One more option in tokenizer.json that compiling does not know, and that changes nothing here."""
+    source = make_checkpoint(tmp_path / "source", shape="tiny", dtype="float32")
+    tokenizer = json.loads((source / "tokenizer.json").read_text())
+    tokenizer["added_tokens"][0]["rstrip"] = True
+    (source / "tokenizer.json").write_text(json.dumps(tokenizer))
+    cellmd.convert(source, tmp_path / "kept.cellmd", recipe="float")
+    with Container.open(tmp_path / "kept.cellmd") as kept, Container.open(path) as compiled:
+        assert ("tokenizer.json" in kept.assets, "vocabulary.bin" in kept.assets) == (True, False)
+        assert ("tokenizer.json" in compiled.assets, "vocabulary.bin" in compiled.assets) == (False, True)
+    with cellmd.load(tmp_path / "kept.cellmd", backend="reference") as kept, cellmd.load(path) as compiled:
+        assert isinstance(kept.processor.tokenizer, LibraryTokenizer)
+        assert isinstance(compiled.processor.tokenizer, Vocabulary)
+        messages = [{"role": "user", "content": "hello <|turn> world"}]
+        assert kept.prepare(messages).token_ids == compiled.prepare(messages).token_ids
+
+
 def test_a_file_of_version_1_runs(tmp_path: Path) -> None:
     """INT4 with one scale a row, the tokenizer beside it: the answer of its decoded weights."""
     source = model_cases.build(tmp_path, "tiny", vision_config=None, audio_config=None)
@@ -310,7 +331,9 @@ def test_a_file_of_version_1_runs(tmp_path: Path) -> None:
             else:
                 add(name, "f16", values.shape, values.astype(np.float16).tobytes())
                 decoded[name] = packed(values.astype(np.float16), name)
-        (tmp_path / "old.tokenizer.json").write_bytes(container.asset("tokenizer.json"))
+        (tmp_path / "old.tokenizer.json").write_bytes(
+            Vocabulary.open(container.asset("vocabulary.bin")).tokenizer_json()
+        )
         config = {"source_text_config": container.config["text_config"], "source_vision_config": None}
     document = {**config, "source_architectures": ["Gemma4ForConditionalGeneration"], "tensors": entries}
     (tmp_path / "old.cellmd").write_bytes(join_v1(document, blobs, start=1 << 16))

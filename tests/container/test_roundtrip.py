@@ -105,6 +105,30 @@ def test_tensors_outlive_the_container(path: Path) -> None:
         container.asset("tokenizer.json")
 
 
+def test_assets_used_where_they_lie(tmp_path: Path) -> None:
+    """Compressible, but not compressed; a view of the mapped file that outlives the container; checked like others."""
+    path, content = tmp_path / "x.cellmd", bytes(5000) + b"end"
+    with ContainerWriter(path, tensors=[], config=CONFIG, assets={"table.bin": content, **ASSETS}) as writer:
+        writer.finish()
+    document, _ = split_v2(path.read_bytes())
+    entry = document["assets"]["table.bin"]
+    assert (entry["compression"], entry["nbytes"]) == ("none", len(content))
+    container = Container.open(path)
+    view = container.asset_view("table.bin")
+    assert view.readonly
+    assert isinstance(view.obj, mmap.mmap)
+    assert container.asset_view("tokenizer.json") == container.asset("tokenizer.json")
+    container.close()
+    assert view == content
+    with pytest.raises(ContainerError, match="closed"):
+        container.asset_view("table.bin")
+    damaged = bytearray(path.read_bytes())
+    damaged[entry["offset"]] ^= 1
+    path.write_bytes(damaged)
+    with Container.open(path) as container, pytest.raises(CorruptError, match=r"table\.bin"):
+        container.asset_view("table.bin")
+
+
 def test_what_is_not_there(path: Path) -> None:
     with Container.open(path) as container:
         assert container.tensors.get("nothing") is None

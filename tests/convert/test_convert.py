@@ -18,6 +18,7 @@ import pytest
 from cellmd.config import ModelConfig
 from cellmd.container import Container
 from cellmd.convert import plan
+from cellmd.convert.assets import stored_assets
 from cellmd.convert.checkpoint import Checkpoint
 from cellmd.convert.convert import convert
 from cellmd.convert.recipe import find_recipe
@@ -79,7 +80,7 @@ def test_float_keeps_every_bit(shape: str, dtype: str, tmp_path: Path, out: Path
             assert packed.data.tobytes() == checkpoint.read_stored(spec.name).tobytes()
         assert container.config == json.loads((folder / "config.json").read_text())
         assert ModelConfig.from_dict(container.config) == checkpoint.config
-        assert {name: container.asset(name) for name in container.assets} == checkpoint.assets
+        assert {name: container.asset(name) for name in container.assets} == stored_assets(checkpoint.assets)
         container.verify()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cellmd.config import ModelConfig
+from cellmd.convert.assets import stored_assets
 from cellmd.processors.prompt import Processor
 from checkpoints import checkpoint_config, write_assets
 
@@ -43,10 +44,10 @@ def folder_of(name: str) -> Path:
 
 @cache
 def processor_of(name: str) -> Processor:
-    """A Processor with the named tokenizer, E2B's template and media front ends."""
+    """A Processor with the named tokenizer, compiled as a file holds it, E2B's template and media front ends."""
     config = checkpoint_config() if name == "small" else json.loads((DATA / "e2b_config.json").read_text())
     assets = {
         "tokenizer.json": (folder_of(name) / "tokenizer.json").read_bytes(),
         "chat_template.jinja": TEMPLATE.encode(),
     }
-    return Processor.from_assets(assets, ModelConfig.from_dict(config))
+    return Processor.from_assets(stored_assets(assets), ModelConfig.from_dict(config))

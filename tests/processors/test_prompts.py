@@ -320,7 +320,7 @@ def test_assets() -> None:
         named = {name.replace("__", "."): data for name, data in assets.items()}
         return Processor.from_assets({"tokenizer.json": tokenizer, **named}, model)
 
-    with pytest.raises(ContainerError, match=r"no tokenizer\.json"):
+    with pytest.raises(ContainerError, match=r"nor tokenizer\.json"):
         Processor.from_assets({}, model)
     with pytest.raises(ContainerError, match=r"processor_config\.json is no JSON"):
         load(processor_config__json=b"{")

@@ -1,23 +1,30 @@
-"""Text to ids and back, whole and in pieces, with the small vocabulary and, where it lies, with E2B's."""
+"""Text to ids and back, whole and in pieces: with the small vocabulary, compiled and through the library, and, where it
+lies, with E2B's."""
 
 from __future__ import annotations
 
 import re
 import threading
+from functools import cache
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellmd.errors import ArgumentError, ContainerError, PromptError
-from cellmd.processors.tokenizer import StreamDecoder, Tokenizer
-from processors.folders import TOKENIZERS, processor_of
+from cellmd.processors.tokenizer import LibraryTokenizer, StreamDecoder, Tokenizer
+from processors.folders import TOKENIZERS, processor_of, small_folder
 
-tokenizers_at_hand = pytest.mark.parametrize("name", TOKENIZERS)
+LIBRARY = "small, through the library"
+tokenizers_at_hand = pytest.mark.parametrize("name", [*TOKENIZERS, LIBRARY])
+small_at_hand = pytest.mark.parametrize("name", ["small", LIBRARY])
 MARKERS = ["<bos>", "<eos>", "<|turn>", "<turn|>", "<|channel>", "<|image|>", '<|"|>']
 
 
+@cache
 def tokenizer_of(name: str) -> Tokenizer:
+    if name == LIBRARY:
+        return LibraryTokenizer.from_json((small_folder() / "tokenizer.json").read_bytes())
     return processor_of(name).tokenizer
 
 
@@ -90,9 +97,11 @@ def test_byte_tokens_are_all_known(name: str) -> None:
     assert len(tokenizer.byte_ids) == 256
 
 
-def test_threads_do_not_disturb_each_other() -> None:
-    """Whether markers are special is a switch of the library's tokenizer, which two threads share."""
-    tokenizer = tokenizer_of("small")
+@small_at_hand
+def test_threads_do_not_disturb_each_other(name: str) -> None:
+    """Whether markers are special is a switch of the library's tokenizer, which two threads share; the compiled one
+    shares what it remembers."""
+    tokenizer = tokenizer_of(name)
     expected = {special: tokenizer.encode("<|turn>user", special=special) for special in (True, False)}
     wrong: list[bool] = []
 
@@ -112,11 +121,12 @@ def test_threads_do_not_disturb_each_other() -> None:
 @pytest.mark.parametrize("data", [b"", b"{}", b"no json", b'{"model": {"type": "Unknown"}}', b"\xff\xfe"])
 def test_what_is_no_tokenizer(data: bytes) -> None:
     with pytest.raises(ContainerError, match=r"tokenizer\.json"):
-        Tokenizer.from_json(data)
+        LibraryTokenizer.from_json(data)
 
 
-def test_what_cannot_be_encoded_or_decoded() -> None:
-    tokenizer = tokenizer_of("small")
+@small_at_hand
+def test_what_cannot_be_encoded_or_decoded(name: str) -> None:
+    tokenizer = tokenizer_of(name)
     with pytest.raises(PromptError, match="Unicode"):
         tokenizer.encode("half a pair: \ud800")
     for ids in ([-1], [2**40], ["a"]):

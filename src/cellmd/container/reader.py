@@ -60,6 +60,7 @@ class Container:
         self.tensors: Mapping[str, PackedTensor] = _Tensors(path, header, mapped)
         self._header = header
         self._file = file
+        self._mapped: mmap.mmap | None = mapped
         beside = legacy.tokenizer_beside(path) if header.version == LEGACY_VERSION else None
         self._tokenizer_beside = beside if beside is not None and beside.is_file() else None
 
@@ -112,6 +113,7 @@ class Container:
     def close(self) -> None:
         """Release the file. Tensors already handed out stay readable: the mapping goes with the last of them."""
         self._file.close()
+        self._mapped = None
         self.tensors = {}
 
     def __enter__(self) -> Container:
@@ -136,6 +138,17 @@ class Container:
         if name == legacy.TOKENIZER and self._tokenizer_beside is not None:
             return _bounded(self._tokenizer_beside)
         raise ContainerError(f"{self.path}: has no {name}; it holds {', '.join(self.assets) or 'no assets'}")
+
+    def asset_view(self, name: str) -> memoryview:
+        """The same as `asset`, without a copy if it is stored uncompressed: then a view of the mapped file."""
+        entry = self._header.assets.get(name)
+        if entry is None or entry.compression != "none" or self._mapped is None:
+            return memoryview(self.asset(name))
+        digest = hashlib.sha256()
+        for piece in self._pieces(entry.blob.offset, entry.blob.offset + entry.blob.nbytes):
+            digest.update(piece)
+        _compare(entry, digest.hexdigest(), self.path)
+        return memoryview(self._mapped)[entry.blob.offset : entry.blob.offset + entry.blob.nbytes]
 
     def verify(self, progress: Callable[[int], None] | None = None) -> int:
         """Read the whole file and compare every checksum; padding must be zero and scales finite.
@@ -278,8 +291,7 @@ def _all_finite(scales: np.ndarray, dtype: str | None) -> bool:
 
 def _content(entry: AssetEntry, stored: bytes, path: Path) -> bytes:
     """Decompressed within its stated size, which was checked against the limit when the header was read."""
-    if hashlib.sha256(stored).hexdigest() != entry.blob.sha256:
-        raise CorruptError(f"{path}: asset {entry.name!r} is damaged: its SHA-256 differs; copy or convert it again")
+    _compare(entry, hashlib.sha256(stored).hexdigest(), path)
     if entry.compression == "none":
         return stored
     stream = zlib.decompressobj()
@@ -290,6 +302,11 @@ def _content(entry: AssetEntry, stored: bytes, path: Path) -> bytes:
     if len(content) != entry.size or not stream.eof or stream.unused_data:
         raise CorruptError(f"{path}: asset {entry.name!r} does not decompress to its stated {entry.size} bytes")
     return content
+
+
+def _compare(entry: AssetEntry, digest: str, path: Path) -> None:
+    if digest != entry.blob.sha256:
+        raise CorruptError(f"{path}: asset {entry.name!r} is damaged: its SHA-256 differs; copy or convert it again")
 
 
 def _bounded(path: Path) -> bytes:

@@ -75,8 +75,8 @@ class ContainerWriter:
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         """tensors lie in the file in the order given, after the assets. assets: name -> content, compressed here if
-        that makes them smaller. Raises ArgumentError for what no reader would accept, ContainerError if the folder
-        cannot be written to."""
+        that makes them smaller and the name does not end in `.bin`. Raises ArgumentError for what no reader would
+        accept, ContainerError if the folder cannot be written to."""
         self.path = Path(path)
         self._tensors = {tensor.name: tensor for tensor in tensors}
         if len(self._tensors) != len(tensors):
@@ -90,7 +90,7 @@ class ContainerWriter:
         self._asset_facts: dict[str, dict[str, Any]] = {}
         stored_assets: dict[str, bytes] = {}
         for name, content in (assets or {}).items():
-            compression, stored_assets[name] = _compressed(content)
+            compression, stored_assets[name] = _compressed(name, content)
             self._asset_facts[name] = {"size": len(content), "compression": compression}
             self._blobs["asset", name] = _Blob(len(stored_assets[name]))
         for tensor in tensors:
@@ -309,8 +309,10 @@ class _Blob:
         self._digested = self._written.pop(self._digested)
 
 
-def _compressed(content: bytes) -> tuple[str, bytes]:
-    """The compression that makes content smallest, and the result."""
+def _compressed(name: str, content: bytes) -> tuple[str, bytes]:
+    """The compression that makes content smallest, and the result. What is used where it lies is left as it is."""
+    if name.endswith(".bin"):
+        return "none", content
     smaller = zlib.compress(content, _COMPRESSION_LEVEL)
     return ("zlib", smaller) if len(smaller) < len(content) else ("none", content)
 

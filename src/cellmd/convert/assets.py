@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cellmd.errors import CheckpointError
+from cellmd.errors import CheckpointError, UnsupportedModelError
+from cellmd.vocabulary import VOCABULARY_ASSET, compile_vocabulary
 
 MAX_FILE_BYTES = 256 * 2**20
 
@@ -56,6 +57,18 @@ def find_assets(folder: Path) -> dict[str, bytes]:
     if processors:
         assets["processor_config.json"] = _json_bytes(processors)
     return assets
+
+
+def stored_assets(assets: Mapping[str, bytes]) -> dict[str, bytes]:
+    """What a file holds of a checkpoint's assets: the tokenizer compiled, or as it is if it cannot be compiled.
+
+    Raises CheckpointError if tokenizer.json is malformed.
+    """
+    try:
+        table = compile_vocabulary(assets["tokenizer.json"])
+    except UnsupportedModelError:  # the file then runs through the library
+        return dict(assets)
+    return {VOCABULARY_ASSET: table, **{name: assets[name] for name in assets if name != "tokenizer.json"}}
 
 
 def read_json(path: Path) -> dict[str, Any]:

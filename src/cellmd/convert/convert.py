@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cellmd.container import ContainerWriter, TensorDeclaration
+from cellmd.convert.assets import stored_assets
 from cellmd.convert.checkpoint import Checkpoint
 from cellmd.convert.plan import Block, PlannedTensor, plan_conversion
 from cellmd.convert.recipe import check_group_size, find_recipe
@@ -63,7 +64,7 @@ def convert(
             target,
             tensors=[TensorDeclaration(each.spec.name, each.spec.shape, each.coding) for each in plan],
             config=checkpoint.config_json,
-            assets=checkpoint.assets,
+            assets=stored_assets(checkpoint.assets),
             provenance=_provenance(checkpoint, recipe, group_size),
         ) as writer:
             _check_space(target, writer.n_bytes)

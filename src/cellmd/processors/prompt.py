@@ -26,7 +26,7 @@ from cellmd.processors.image import image_features, with_budget
 from cellmd.processors.messages import Conversation, MediaPart, conversation, plain_data
 from cellmd.processors.sources import MediaLimits, media_name
 from cellmd.processors.template import ChatTemplate
-from cellmd.processors.tokenizer import Tokenizer
+from cellmd.processors.tokenizer import Tokenizer, open_tokenizer
 from cellmd.processors.video import timestamp, video_features
 
 
@@ -64,18 +64,18 @@ class Processor:
 
     @classmethod
     def from_assets(
-        cls, assets: Mapping[str, bytes], model: ModelConfig, limits: MediaLimits | None = None
+        cls, assets: Mapping[str, bytes | memoryview], model: ModelConfig, limits: MediaLimits | None = None
     ) -> Processor:
-        """From a checkpoint's files by name: tokenizer.json; chat_template.jinja or the one inside
-        tokenizer_config.json; processor_config.json or preprocessor_config.json. All but the first may be missing.
-        Raises ContainerError for what is missing or malformed.
+        """From a checkpoint's files by name: vocabulary.bin (a view of the mapped file will do) or tokenizer.json;
+        chat_template.jinja or the one inside tokenizer_config.json; processor_config.json or preprocessor_config.json.
+        All but the first may be missing. Raises ContainerError for what is missing or malformed.
         """
-        if "tokenizer.json" not in assets:
-            raise ContainerError("the file holds no tokenizer.json, so it cannot make prompts")
-        source = _template_source(assets)
-        settings = _json_asset(assets, "processor_config.json") or _json_asset(assets, "preprocessor_config.json")
+        tokenizer = open_tokenizer(assets)
+        texts = {name: bytes(content) for name, content in assets.items() if name.endswith((".json", ".jinja"))}
+        source = _template_source(texts)
+        settings = _json_asset(texts, "processor_config.json") or _json_asset(texts, "preprocessor_config.json")
         return cls(
-            Tokenizer.from_json(assets["tokenizer.json"]),
+            tokenizer,
             ChatTemplate(source) if source is not None else None,
             model,
             ProcessorConfig.from_dict(settings) if settings else None,

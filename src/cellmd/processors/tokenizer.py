@@ -1,17 +1,62 @@
-"""Text to token ids and back, through the `tokenizers` library and the model's own tokenizer.json."""
+"""Text to token ids and back: through the compiled vocabulary, or the `tokenizers` library and a tokenizer.json."""
 
 from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from cellmd.errors import ArgumentError, ContainerError, PromptError
+from cellmd.vocabulary import VOCABULARY_ASSET, Vocabulary
 
 
-class Tokenizer:
-    """The tokenizer of a model. Safe to use from several threads."""
+class Tokenizer(Protocol):
+    """The tokenizer of a model. Safe to use from several threads.
+
+    special_tokens: id -> name. byte_ids: the tokens that stand for one byte each.
+    """
+
+    special_tokens: dict[int, str]
+    byte_ids: frozenset[int]
+
+    def __len__(self) -> int: ...
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids of a text; nothing is put before or after. Raises PromptError for what is not valid Unicode.
+
+        special: strings such as `<turn|>` become the special tokens they name; otherwise they are text like any other.
+        """
+        ...
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """The text of token ids. Bytes that make no character become U+FFFD, ids outside the vocabulary nothing.
+        Raises ArgumentError for what is no token id."""
+        ...
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its exact name in the vocabulary."""
+        ...
+
+    def token(self, token_id: int) -> str | None:
+        """The name of a token in the vocabulary."""
+        ...
+
+
+def open_tokenizer(assets: Mapping[str, bytes | memoryview]) -> Tokenizer:
+    """From a file's assets by name: the compiled vocabulary if there is one, else tokenizer.json.
+
+    Raises ContainerError if there is neither, or what there is cannot be read.
+    """
+    if VOCABULARY_ASSET in assets:
+        return Vocabulary.open(assets[VOCABULARY_ASSET])
+    if "tokenizer.json" in assets:
+        return LibraryTokenizer.from_json(bytes(assets["tokenizer.json"]))
+    raise ContainerError(f"the file holds neither {VOCABULARY_ASSET} nor tokenizer.json, so it cannot make prompts")
+
+
+class LibraryTokenizer:
+    """A `Tokenizer` through the `tokenizers` library, for files of version 1 and pipelines that are not compiled."""
 
     def __init__(self, backend: Any) -> None:
         """backend: a `tokenizers.Tokenizer`; see `from_json`."""
@@ -25,7 +70,7 @@ class Tokenizer:
         self.byte_ids: frozenset[int] = frozenset(i for i in ids if i is not None)
 
     @classmethod
-    def from_json(cls, data: bytes) -> Tokenizer:
+    def from_json(cls, data: bytes) -> LibraryTokenizer:
         """Read the content of a tokenizer.json. Raises ContainerError if it is none."""
         import tokenizers
 

@@ -12,4 +12,7 @@ vocabulary.py  encode, decode
 from cellmd.vocabulary.compile import compile_vocabulary
 from cellmd.vocabulary.vocabulary import Vocabulary
 
-__all__ = ["Vocabulary", "compile_vocabulary"]
+VOCABULARY_ASSET = "vocabulary.bin"
+"""Under which name a .cellmd file holds the table, in place of tokenizer.json."""
+
+__all__ = ["VOCABULARY_ASSET", "Vocabulary", "compile_vocabulary"]

@@ -69,8 +69,8 @@ class Vocabulary:
         except UnicodeEncodeError as error:
             surrogate = ord(error.object[error.start])
             raise PromptError(
-                f"the text is not valid Unicode: it holds the lone surrogate U+{surrogate:04X}; remove it, or decode its "
-                "source with errors='replace'"
+                f"the text is not valid Unicode: it holds the lone surrogate U+{surrogate:04X}; remove it, or "
+                "decode its source with errors='replace'"
             ) from error
         if add_special_tokens:
             ids += pipeline.suffix
