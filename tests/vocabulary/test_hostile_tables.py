@@ -48,12 +48,12 @@ def use(damaged: bytes) -> None:
     """Opens and uses a table: only an error of the container may come of it."""
     try:
         vocabulary = Vocabulary.open(damaged)
+        ids = vocabulary.encode(TEXT, add_special_tokens=True)
+        assert all(0 <= i < len(vocabulary) for i in ids)
+        vocabulary.decode(ids)
+        vocabulary.decode(range(len(vocabulary)))
     except ContainerError:
         return
-    ids = vocabulary.encode(TEXT, add_special_tokens=True)
-    assert all(0 <= i < len(vocabulary) for i in ids)
-    vocabulary.decode(ids)
-    vocabulary.decode(range(len(vocabulary)))
 
 
 def test_cut_short_at_any_byte(table: bytes) -> None:
@@ -136,8 +136,9 @@ def test_a_missing_byte_token_and_a_moved_added_token(table: bytes) -> None:
 def test_a_token_that_begins_inside_a_character(table: bytes) -> None:
     before = table[section(table, "strings")].index("é".encode()) + 1
     token = int(np.searchsorted(np.frombuffer(table[section(table, "offsets")], "<u4"), before))
-    with pytest.raises(CorruptError, match="inside a character"):
-        Vocabulary.open(changed(table, "offsets", put(token, before), "<u4"))
+    vocabulary = Vocabulary.open(changed(table, "offsets", put(token, before), "<u4"))
+    with pytest.raises(CorruptError, match=f"token {token} is not UTF-8"):
+        vocabulary.decode([token])
 
 
 def test_something_else(table: bytes) -> None:

@@ -1,12 +1,11 @@
 """A compiled vocabulary read where it lies: nothing is copied, no dictionary of the tokens is built.
 
-Opening checks everything that later reading relies on: sizes, offsets, UTF-8, the hash table, the listed merges. After
-that a damaged table may give wrong tokens (the container's checksum is there to tell), never a crash or a long loop.
+Opening checks everything that later reading relies on: sizes, offsets, the hash table, the listed merges. After that a
+damaged table may give wrong tokens (the container's checksum is there to tell), never a crash or a long loop.
 """
 
 from __future__ import annotations
 
-import codecs
 import json
 import mmap
 import zlib
@@ -40,7 +39,6 @@ from cellmd.vocabulary.pipeline import Pipeline, read_pipeline
 
 Buffer = bytes | bytearray | memoryview | mmap.mmap
 _ID_MASK = (1 << ID_BITS) - 1
-_UTF8_CHUNK = 1 << 18
 
 
 class Table:
@@ -77,6 +75,13 @@ class Table:
         """The UTF-8 bytes of token `token` (in range) as it stands in the vocabulary."""
         offsets = self.offsets
         return bytes(self.strings[offsets[token] : offsets[token + 1]])
+
+    def text(self, token: int) -> str:
+        """The same as text. Raises CorruptError if it is not UTF-8."""
+        try:
+            return self.string(token).decode()
+        except UnicodeDecodeError as error:
+            raise CorruptError(f"vocabulary table: token {token} is not UTF-8; convert the model again") from error
 
     def find(self, string: bytes) -> int:
         """The id of the token with these bytes, or -1."""
@@ -119,21 +124,11 @@ class Table:
         lengths = np.diff(offsets)  # unsigned: a step back becomes huge
         if offsets[0] != 0 or offsets[-1] != len(self.strings) or lengths.min() < 1 or lengths.max() > MAX_TOKEN_BYTES:
             raise LayoutError("vocabulary table: token offsets do not ascend over the strings; convert the model again")
-        starts = np.frombuffer(self.strings, dtype=np.uint8)[offsets[:-1]]
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        try:
-            for start in range(0, len(self.strings), _UTF8_CHUNK):
-                decoder.decode(self.strings[start : start + _UTF8_CHUNK])
-            decoder.decode(b"", final=True)
-        except UnicodeDecodeError as error:
-            raise CorruptError("vocabulary table: the strings are not UTF-8; convert the model again") from error
-        if np.any(starts & 0xC0 == 0x80):
-            raise CorruptError("vocabulary table: a token begins inside a character; convert the model again")
 
     def _check_slots(self) -> None:
-        slots = np.asarray(self._slots)
-        ids = slots[slots != 0] & _ID_MASK
-        if len(ids) != self.counts.tokens or ids.min() < 1 or ids.max() > self.counts.tokens:
+        slots, tokens = np.asarray(self._slots), self.counts.tokens
+        ids = slots & np.uint32(_ID_MASK)
+        if np.count_nonzero(slots) != tokens or np.count_nonzero(ids) != tokens or ids.max() > tokens:
             raise CorruptError("vocabulary table: the hash table does not fit the tokens; convert the model again")
         if longest_run(slots) > MAX_SLOT_RUN:
             raise CorruptError("vocabulary table: the hash table is clustered; convert the model again")

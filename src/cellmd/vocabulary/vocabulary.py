@@ -112,7 +112,7 @@ class Vocabulary:
 
     def token(self, token_id: int) -> str | None:
         """The token as it stands in the vocabulary, or None if there is no such id."""
-        return self._table.string(token_id).decode() if 0 <= token_id < self._size else None
+        return self._table.text(token_id) if 0 <= token_id < self._size else None
 
     def token_bytes(self, token_id: int) -> bytes:
         """What the token adds to decoded text, in UTF-8; a byte token adds its one byte, which may be part of a
@@ -128,7 +128,7 @@ class Vocabulary:
     def tokenizer_json(self) -> bytes:
         """The tokenizer.json that was compiled, rebuilt: for the `tokenizers` library it means the same."""
         table, content = self._table, dict(self._table.content)
-        names = [table.string(token).decode() for token in range(table.counts.model_tokens)]
+        names = [table.text(token) for token in range(table.counts.model_tokens)]
         model: dict[str, Any] = dict(content["model"])
         model["vocab"] = {name: token for token, name in enumerate(names)}
         model["merges"] = [[left, right] for left, right in self._merges(names, model["vocab"])]
