@@ -102,6 +102,7 @@ def convert(
     *,
     threads: int | None = None,
     copy_tokenizer: bool = False,
+    calibrate: str | PathLike[str] | None = None,
 ) -> ConversionReport:
     """Convert the checkpoint `source`, a folder or a hub id, into the file `target`; what was done is returned.
 
@@ -109,13 +110,19 @@ def convert(
     scale in every quantised tensor, 32, 64, 128 or 256; 0 for a whole row; None for the recipe's own choice.
     progress: called with (bytes done, bytes in all, tensor name). threads: None for all cores.
     copy_tokenizer: also write STEM.tokenizer.json beside the file, which holds the tokenizer anyway.
+    calibrate: choose the decoder's codes for the inputs its matrices get on some text: "default" for the text that
+    comes with cellmd, or a folder of .txt files. Takes minutes, keeps much more of the model (docs/quantisation.md).
 
-    The same source and options give the same bytes. The file appears complete or not at all.
+    The same source and options give the same bytes (with `calibrate`: on the same machine). The file appears complete
+    or not at all.
     Raises CheckpointError, UnsupportedModelError, ArgumentError, ContainerError.
     """
     from pathlib import Path
 
     run = import_module("cellmd.convert.convert").convert
+    rounder = None
+    if calibrate is not None:
+        rounder = import_module("cellmd.calibration.text").TextCalibration.find(calibrate, progress)
     report: ConversionReport = run(
         source if isinstance(source, str) else Path(source),
         Path(target),
@@ -124,6 +131,7 @@ def convert(
         progress=progress,
         threads=threads,
         copy_tokenizer=copy_tokenizer,
+        rounder=rounder,
     )
     return report
 

@@ -34,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=GROUP_SIZES,
         help="columns that share a scale, for every quantised tensor (default: the recipe's own)",
     )
+    parser.add_argument(
+        "--calibrate",
+        metavar="TEXTS",
+        help="choose the decoder's codes for the inputs its matrices get: 'default' for the text that comes with "
+        "cellmd, or a folder of .txt files; takes minutes to hours, keeps much more of the model",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="default: all cores")
     parser.add_argument("--copy-tokenizer", action="store_true", help="also write STEM.tokenizer.json beside the file")
     card = parser.add_argument_group("spellings of the source model card")
@@ -55,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
             threads=args.threads,
             copy_tokenizer=args.copy_tokenizer,
             progress=bar.reach,
+            calibrate=args.calibrate,
         )
     print(json.dumps(report.as_dict()) if args.json else report.table())
     return 0

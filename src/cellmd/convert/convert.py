@@ -12,10 +12,11 @@ import secrets
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from cellmd.container import ContainerWriter, TensorDeclaration
 from cellmd.convert.assets import stored_assets
@@ -25,10 +26,26 @@ from cellmd.convert.recipe import check_group_size, find_recipe
 from cellmd.convert.report import ConversionReport, TensorReport
 from cellmd.convert.tensor_map import Component, expected_tensors
 from cellmd.errors import ArgumentError, ContainerError
-from cellmd.quant import ErrorStats, encode_block
+from cellmd.quant import ErrorStats, PackedTensor, encode_block
+from cellmd.quant.blocks import stored_block
 
 Progress = Callable[[int, int, str], None]
 """Called with the bytes of the source that are done, all its bytes, and the name of the tensor in hand."""
+
+
+class Rounder(Protocol):
+    """Makes some of the stored tensors ahead of the conversion, from the model as a whole.
+
+    description: for the file's provenance.
+    """
+
+    @property
+    def description(self) -> str: ...
+
+    def round(
+        self, checkpoint: Checkpoint, plan: Sequence[PlannedTensor], n_threads: int
+    ) -> Mapping[str, PackedTensor]: ...
+
 
 _BLOCKS_AHEAD = 2
 """Blocks waiting for each thread."""
@@ -42,12 +59,14 @@ def convert(
     progress: Progress | None = None,
     threads: int | None = None,
     copy_tokenizer: bool = False,
+    rounder: Rounder | None = None,
 ) -> ConversionReport:
     """Convert the checkpoint `source`, a folder or a hub id, into the file `target`.
 
     recipe: "aggressive" or "float" (`recipe.py`). group_size: columns that share a scale in every INT4 tensor, 32, 64,
     128 or 256, 0 for a whole row, None for the recipe's own. progress: called from this thread. threads: None is all
     cores. copy_tokenizer: also write the tokenizer as STEM.tokenizer.json beside the file, which holds it anyway.
+    rounder: makes tensors that depend on more than their own rows (`cellmd.calibration`).
 
     The same source and options give the same bytes, whatever the number of threads. The file appears complete,
     replacing one of that name, or not at all. Raises CheckpointError, UnsupportedModelError, ArgumentError, and
@@ -65,10 +84,11 @@ def convert(
             tensors=[TensorDeclaration(each.spec.name, each.spec.shape, each.coding) for each in plan],
             config=checkpoint.config_json,
             assets=stored_assets(checkpoint.assets),
-            provenance=_provenance(checkpoint, recipe, group_size),
+            provenance=_provenance(checkpoint, recipe, group_size, rounder),
         ) as writer:
             _check_space(target, writer.n_bytes)
-            tensors = _write_tensors(checkpoint, plan, writer, n_threads, progress)
+            rounded = {} if rounder is None else rounder.round(checkpoint, plan, n_threads)
+            tensors = _write_tensors(checkpoint, plan, rounded, writer, n_threads, progress)
             quality = {each.name: each.error.as_json() for each in tensors if each.quantised}
             writer.finish({"tensors": quality})
         tokenizer_path = _copy_tokenizer(checkpoint, target) if copy_tokenizer else None
@@ -112,7 +132,9 @@ def _check_space(target: Path, n_bytes: int) -> None:
         )
 
 
-def _provenance(checkpoint: Checkpoint, recipe: str, group_size: int | None) -> dict[str, object]:
+def _provenance(
+    checkpoint: Checkpoint, recipe: str, group_size: int | None, rounder: Rounder | None
+) -> dict[str, object]:
     from cellmd import __version__
 
     return {
@@ -121,12 +143,14 @@ def _provenance(checkpoint: Checkpoint, recipe: str, group_size: int | None) -> 
         "source_fingerprint": checkpoint.fingerprint(),
         "recipe": recipe,
         "group_size": group_size,
+        **({} if rounder is None else {"calibration": rounder.description}),
     }
 
 
 def _write_tensors(
     checkpoint: Checkpoint,
     plan: list[PlannedTensor],
+    rounded: Mapping[str, PackedTensor],
     writer: ContainerWriter,
     n_threads: int,
     progress: Progress | None,
@@ -135,7 +159,11 @@ def _write_tensors(
 
     def write(planned: PlannedTensor, block: Block) -> ErrorStats:
         name = planned.spec.name
-        encoded = encode_block(checkpoint.read_rows(name, block.start, block.stop), planned.coding, name=name)
+        rows = checkpoint.read_rows(name, block.start, block.stop)
+        if name in rounded:
+            encoded = stored_block(rounded[name], block.start, rows)
+        else:
+            encoded = encode_block(rows, planned.coding, name=name)
         writer.write(name, block.start, encoded)
         return encoded.error
 

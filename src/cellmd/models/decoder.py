@@ -23,7 +23,7 @@ Source: Gemma 4 as published in transformers, `models/gemma4/modeling_gemma4.py`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -31,6 +31,9 @@ from cellmd.backends.ops import Matrix, Ops, Tensor
 from cellmd.config import LayerConfig, TextConfig
 from cellmd.models.observe import Observe, ignore
 from cellmd.models.weights import Weights
+
+Caches = Sequence[Any] | Mapping[int, Any]
+"""By layer index, the cache of every layer that writes keys and values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +169,7 @@ class Decoder:
         turns = tuple(self._ops.rope_table(positions, *turn) for turn in self._turns)
         return _Rows(n_rows, positions, slots, turns)
 
-    def _append(self, block: _Block, written: Sequence[Tensor], rows: _Rows, caches: Sequence[Any]) -> None:
+    def _append(self, block: _Block, written: Sequence[Tensor], rows: _Rows, caches: Caches) -> None:
         ops, shape = self._ops, (rows.n, *block.kv_shape)
         keys, values = (ops.reshape(y, shape) for y in written)
         turns = rows.turns[block.turn]
@@ -184,7 +187,7 @@ class Decoder:
         x: Tensor,
         own_input: Tensor | None,
         rows: _Rows,
-        caches: Sequence[Any],
+        caches: Caches,
         observe: Observe,
     ) -> None:
         """One layer, into x (N, D) itself. projections: the block's q, k and v, or q alone to write nothing."""

@@ -50,6 +50,10 @@ class Weights:
         self.clip = clip
         self.bias = bias
 
+    @property
+    def name(self) -> str:
+        return self._packed.name
+
     def slice(self, start: int, stop: int) -> Weights:
         bias = None if self.bias is None else self.bias[start:stop]
         rows = (self._first + start, self._first + stop)

@@ -1,0 +1,189 @@
+"""Two runs of one decoder over the same text, layer by layer: with the source's weights, and with those stored so far.
+
+Both run on the reference backend with matrices looked up by name at each use, so that a layer can run again once its
+weights are stored. Only one layer's float weights are in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from cellmd.backends.ops import Clip, Tensor
+from cellmd.backends.reference.operations import ReferenceOps
+from cellmd.backends.reference.weights import Budget, Weights
+from cellmd.config import TextConfig
+from cellmd.convert.checkpoint import Checkpoint
+from cellmd.convert.plan import PlannedTensor
+from cellmd.models.decoder import Batch
+from cellmd.models.layerwise import LayerwiseDecoder
+from cellmd.models.weights import Weights as BoundWeights
+from cellmd.quant import Coding, PackedTensor, decode, decode_rows, encode
+
+DECODER = "model.language_model."
+
+
+class Values(Protocol):
+    """Where a run gets its numbers: whole tensors, and rows of tables."""
+
+    def whole(self, name: str) -> np.ndarray: ...
+
+    def rows(self, name: str, ids: np.ndarray) -> np.ndarray: ...
+
+
+class SourceValues:
+    """The checkpoint's own numbers. `forget` gives up the tensors of a layer that is done."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._whole: dict[str, np.ndarray] = {}
+
+    def whole(self, name: str) -> np.ndarray:
+        if name not in self._whole:
+            self._whole[name] = self._checkpoint.read_rows(name)
+        return self._whole[name]
+
+    def rows(self, name: str, ids: np.ndarray) -> np.ndarray:
+        wanted, places = np.unique(ids, return_inverse=True)
+        return np.concatenate([self._checkpoint.read_rows(name, row, row + 1) for row in wanted.tolist()])[places]
+
+    def forget(self) -> None:
+        self._whole.clear()
+
+
+class StoredValues:
+    """What the file will hold: `packed` where a tensor is stored already, else the source's, tables rounded."""
+
+    def __init__(self, source: SourceValues, plan: Sequence[PlannedTensor]) -> None:
+        self.packed: dict[str, PackedTensor] = {}
+        self._source = source
+        self._tables = {each.spec.name: each.coding for each in plan if each.spec.role == "per_layer_table"}
+        self._whole: dict[str, np.ndarray] = {}
+
+    def whole(self, name: str) -> np.ndarray:
+        if name not in self.packed:
+            return self._source.whole(name)
+        if name not in self._whole:
+            self._whole[name] = decode(self.packed[name])
+        return self._whole[name]
+
+    def rows(self, name: str, ids: np.ndarray) -> np.ndarray:
+        if name in self.packed:
+            return decode_rows(self.packed[name], ids)
+        rows = self._source.rows(name, ids)
+        # A table's rows are rounded one by one, so a few can be had without the others.
+        return decode(encode(name, rows, self._tables[name])) if name in self._tables else rows
+
+    def forget(self) -> None:
+        self._whole.clear()
+
+
+class RecordingOps(ReferenceOps):
+    """The reference backend with named weights. inputs: by matrix name, what it was last multiplied with."""
+
+    def __init__(self, values: Values) -> None:
+        super().__init__()
+        self.values = values
+        self.inputs: dict[str, np.ndarray] = {}
+        self._last: tuple[np.ndarray, np.ndarray] | None = None
+
+    def matrix(self, packed: PackedTensor, *, clip: Clip | None = None, bias: PackedTensor | None = None) -> Weights:
+        return _Named(packed, self.values, clip=clip, bias=None if bias is None else self.array(bias))
+
+    def table(self, packed: PackedTensor) -> Weights:
+        return _Named(packed, self.values)
+
+    def array(self, packed: PackedTensor) -> Tensor:
+        return self.values.whole(packed.name)
+
+    def linear(self, x: Tensor, matrix: Weights) -> Tensor:
+        self.inputs[matrix.name] = self._kept(x)
+        return super().linear(x, matrix)
+
+    def _kept(self, x: np.ndarray) -> np.ndarray:
+        """A copy, for x may be overwritten; one and the same for matrices that share their input."""
+        if self._last is None or self._last[0] is not x or not np.array_equal(*self._last):
+            self._last = x, x.copy()
+        return self._last[1]
+
+
+class _Named(Weights):
+    """A matrix whose numbers are looked up at each use."""
+
+    def __init__(
+        self,
+        packed: PackedTensor,
+        values: Values,
+        *,
+        clip: Clip | None = None,
+        bias: np.ndarray | None = None,
+        rows: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(packed, Budget(), clip=clip, bias=bias, rows=rows)
+        self._values = values
+
+    def slice(self, start: int, stop: int) -> _Named:
+        bias = None if self.bias is None else self.bias[start:stop]
+        rows = (self._first + start, self._first + stop)
+        return _Named(self._packed, self._values, clip=self.clip, bias=bias, rows=rows)
+
+    def blocks(self) -> Iterator[tuple[int, int, np.ndarray]]:
+        yield 0, self.n_rows, self._values.whole(self.name)[self._first : self._first + self.n_rows]
+
+    def gather(self, ids: np.ndarray, start: int, stop: int) -> np.ndarray:
+        return self._values.rows(self.name, self._first + ids)[:, start:stop]
+
+
+class Stream:
+    """A run of the decoder over pieces of text, each a sequence of its own, standing between two layers."""
+
+    def __init__(self, values: Values, config: TextConfig, tensors: Mapping[str, PackedTensor]) -> None:
+        self.ops = RecordingOps(values)
+        self._config = config
+        self._decoder = LayerwiseDecoder(self.ops, config, BoundWeights(self.ops, tensors, DECODER))
+        self._readers = {layer.kv_source: layer.index for layer in config.layers}  # the last layer to read a cache
+
+    def begin(self, pieces: Sequence[Sequence[int]]) -> None:
+        """Stand before the first layer with these tokens."""
+        self._batches = [self._batch(piece) for piece in pieces]
+        self._embedded = [self._decoder.embed(batch) for batch in self._batches]
+        self._rows = [x.copy() for x in self._embedded]
+        self._caches: list[dict[int, Any]] = [{} for _ in pieces]
+
+    def run(self, index: int, piece: int, *, keep: bool) -> dict[str, np.ndarray]:
+        """Run a layer over a piece; its matrices' inputs by name. keep: go on behind the layer, else stay before it."""
+        layer, batch, caches = self._config.layers[index], self._batches[piece], self._caches[piece]
+        if layer.owns_kv and index not in caches:
+            caches[index] = self.ops.new_cache(1, batch.n_rows, layer.n_kv_heads, layer.head_dim)
+        self.ops.inputs = {}
+        own_input = self._decoder.own_input(index, self._embedded[piece], batch)
+        x = self._rows[piece] if keep else self._rows[piece].copy()
+        self._decoder.layer(index, x, own_input, batch, caches)
+        if keep:
+            for source in [source for source in caches if self._readers[source] <= index]:
+                del caches[source]
+        return self.ops.inputs
+
+    def own_inputs(self, piece: int) -> dict[str, np.ndarray]:
+        """Inputs of the matrices that make the layers' own inputs; empty in a model without."""
+        self.ops.inputs = {}
+        self._decoder.own_input(0, self._embedded[piece], self._batches[piece])
+        return self.ops.inputs
+
+    def head_input(self, piece: int) -> np.ndarray:
+        """Behind the last layer: what the output head multiplies."""
+        normed: np.ndarray = self._decoder.final_norm(self._rows[piece])
+        return normed
+
+    def _batch(self, piece: Sequence[int]) -> Batch:
+        n = len(piece)
+        ops = self.ops
+        return Batch(ops.ints(piece), ops.ints(range(n)), ops.ints([0] * n), n_rows=n, n_wanted=n)
+
+
+def placeholders(plan: Sequence[PlannedTensor]) -> dict[str, PackedTensor]:
+    """Stored tensors in name and shape alone, to bind a decoder to."""
+    nothing = np.empty(0, np.uint8)
+    return {each.spec.name: PackedTensor(each.spec.name, each.spec.shape, Coding("f32"), nothing) for each in plan}

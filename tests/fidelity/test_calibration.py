@@ -1,0 +1,149 @@
+"""Calibrated conversion: it goes through every matrix of either family's decoder, and what comes out is better."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cellmd
+from cellmd.calibration.text import TextCalibration
+from cellmd.container import Container
+from cellmd.convert.checkpoint import Checkpoint
+from cellmd.convert.plan import plan_conversion
+from cellmd.convert.recipe import find_recipe
+from cellmd.convert.verify import compare_with_source
+from cellmd.errors import ArgumentError
+from cellmd.models.layerwise import LayerwiseDecoder
+from cellmd.models.weights import Weights
+from cellmd.processors.features import Prompt
+from checkpoints import make_checkpoint
+from gemma3_checkpoint import make_gemma3
+
+WORDS = ("the old house stands by the river and nobody knows who built it " * 400).split()
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("a.txt", "b.txt"):
+        (folder / name).write_text(" ".join(rng.permutation(WORDS)))
+    return folder
+
+
+def make_source(kind: str, folder: Path) -> Path:
+    return make_gemma3(folder) if kind == "gemma3" else make_checkpoint(folder, shape=kind, dtype="float32")
+
+
+def logits_of(path: Path, ids: tuple[int, ...]) -> np.ndarray:
+    with cellmd.load(path, backend="reference") as model:
+        return model.logits(Prompt(ids))
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "tiny", "deep_shared"])
+def test_a_calibrated_file_computes_more_nearly_what_the_source_does(kind: str, tmp_path: Path, texts: Path) -> None:
+    source = make_source(kind, tmp_path / "source")
+    seen: list[tuple[int, int, str]] = []
+    for name, options in (
+        ("float", {"recipe": "float"}),
+        ("nearest", {}),
+        ("calibrated", {"calibrate": texts, "progress": lambda *step: seen.append(step)}),
+    ):
+        cellmd.convert(source, tmp_path / f"{name}.cellmd", **options)  # type: ignore[arg-type]
+    with Container.open(tmp_path / "calibrated.cellmd") as stored, Container.open(tmp_path / "nearest.cellmd") as plain:
+        assert stored.provenance["calibration"] == "texts"
+        assert "calibration" not in plain.provenance
+        assert all(stored.tensors[name].coding == plain.tensors[name].coding for name in plain.tensors)
+        decoder = [
+            name
+            for name, packed in stored.tensors.items()
+            if packed.coding.layout == "tile16" and ".language_model." in name
+        ]
+        unchanged = [name for name in decoder if np.array_equal(stored.tensors[name].data, plain.tensors[name].data)]
+        assert not unchanged
+        others = [name for name in stored.tensors if name not in decoder]
+        assert all(np.array_equal(stored.tensors[name].data, plain.tensors[name].data) for name in others)
+        with Checkpoint.open(source) as checkpoint:
+            measured = compare_with_source(stored, checkpoint)
+        for name in decoder:  # the error that the conversion wrote down is the error there is
+            assert stored.quality["tensors"][name]["rms"] == pytest.approx(measured[name].rms, rel=1e-4)
+    rounded = [step for step in seen if step[1] != seen[-1][1]]
+    assert [step[0] for step in rounded] == sorted(step[0] for step in rounded)
+    assert rounded[-1][0] == rounded[-1][1]
+
+    calibration = TextCalibration.find(texts)
+    with cellmd.load(tmp_path / "float.cellmd", backend="reference") as model:
+        ids = tuple(calibration.pieces(model.processor.tokenizer, 2)[-1])
+    exact, nearest, calibrated = (
+        logits_of(tmp_path / f"{name}.cellmd", ids) for name in ("float", "nearest", "calibrated")
+    )
+    assert np.mean((calibrated - exact) ** 2) < 0.8 * np.mean((nearest - exact) ** 2)
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "tiny", "deep_shared"])
+def test_layer_by_layer_is_the_same_forward_pass(kind: str, tmp_path: Path) -> None:
+    from cellmd.backends import create
+    from cellmd.models.decoder import Batch
+
+    source = make_source(kind, tmp_path / "source")
+    cellmd.convert(source, tmp_path / "x.cellmd", recipe="float")
+    ids = tuple(int(i) for i in np.random.default_rng(1).integers(3, 480, 50))
+    expected = logits_of(tmp_path / "x.cellmd", ids)
+    ops = create("reference")
+    with cellmd.load(tmp_path / "x.cellmd", backend="reference") as model, Container.open(model.path) as container:
+        text = model.config.text
+        decoder = LayerwiseDecoder(ops, text, Weights(ops, container.tensors, "model.language_model."))
+        batch = Batch(ops.ints(ids), ops.ints(range(len(ids))), ops.ints([0] * len(ids)), len(ids), len(ids))
+        embedded = decoder.embed(batch)
+        x, caches = embedded.copy(), {}
+        for layer in text.layers:
+            if layer.owns_kv:
+                caches[layer.index] = ops.new_cache(1, len(ids), layer.n_kv_heads, layer.head_dim)
+            decoder.layer(layer.index, x, decoder.own_input(layer.index, embedded, batch), batch, caches)
+        logits = ops.linear(
+            decoder.final_norm(x), ops.matrix(container.tensors["model.language_model.embed_tokens.weight"])
+        )
+    if text.softcap:
+        logits = ops.softcap_(logits, text.softcap)
+    # The reference backend keeps bit identity to rounding only; the sums here are the same up to their order.
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+def test_the_text_that_comes_with_cellmd_fills_every_piece(tmp_path: Path) -> None:
+    source = make_gemma3(tmp_path / "source")
+    with Checkpoint.open(source) as checkpoint:
+        from cellmd.processors.tokenizer import open_tokenizer
+
+        tokenizer = open_tokenizer(checkpoint.assets)
+        pieces = TextCalibration.find("default").pieces(tokenizer, 2)
+    assert {len(piece) for piece in pieces} == {512}
+    assert all(piece[0] == 2 for piece in pieces)
+
+
+def test_what_is_no_calibration_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="neither 'default' nor a folder"):
+        TextCalibration.find(tmp_path / "nowhere")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ArgumentError, match="cannot be read"):
+        TextCalibration.find(tmp_path)
+    (tmp_path / "latin.txt").write_text("short")
+    source = make_gemma3(tmp_path / "source")
+    with pytest.raises(ArgumentError, match="give it more text"):
+        cellmd.convert(source, tmp_path / "x.cellmd", calibrate=tmp_path)
+    assert not list(tmp_path.glob("*.cellmd"))
+
+
+def test_tables_are_rounded_for_the_stored_run_as_in_the_file(tmp_path: Path) -> None:
+    from cellmd.calibration.streams import SourceValues, StoredValues
+    from cellmd.quant import decode_rows
+
+    source = make_checkpoint(tmp_path / "source", shape="tiny", dtype="float32")
+    cellmd.convert(source, tmp_path / "x.cellmd")
+    name, ids = "model.language_model.embed_tokens_per_layer.weight", np.array([5, 3, 5, 200])
+    with Checkpoint.open(source) as checkpoint, Container.open(tmp_path / "x.cellmd") as container:
+        plan = plan_conversion(checkpoint, find_recipe("aggressive"), None)
+        values = StoredValues(SourceValues(checkpoint), plan)
+        np.testing.assert_array_equal(values.rows(name, ids), decode_rows(container.tensors[name], ids))
