@@ -12,7 +12,7 @@ from cellmd.calibration.calibrate import Progress, calibrate
 from cellmd.convert.checkpoint import Checkpoint
 from cellmd.convert.plan import PlannedTensor
 from cellmd.errors import ArgumentError
-from cellmd.processors.tokenizer import Tokenizer
+from cellmd.processors.tokenizer import Tokenizer, open_tokenizer
 from cellmd.quant import PackedTensor
 
 DEFAULT = "default"
@@ -53,7 +53,7 @@ class TextCalibration:
         return cls(texts, folder.name, progress)
 
     def round(self, checkpoint: Checkpoint, plan: Sequence[PlannedTensor], n_threads: int) -> dict[str, PackedTensor]:
-        tokenizer = Libraryopen_tokenizer(checkpoint.assets)
+        tokenizer = open_tokenizer(checkpoint.assets)
         pieces = self.pieces(tokenizer, checkpoint.config.text.bos_token_id)
         return calibrate(checkpoint, plan, pieces, n_threads, self.progress)
 
