@@ -49,6 +49,30 @@ class Recipe:
         return replace(coding, group_size=group_size, scale_dtype=coding.scale_dtype if group_size else "f16")
 
 
+# Decoder matrices that 8 bits pay for first, by what they are measured to cost (docs/quantisation.md): keys and values,
+# which every later token reads, and the small matrices of the per-layer inputs.
+_SMALL_AND_COSTLY = r"self_attn\.[kv]_proj\.|per_layer_(input_gate|projection|model_projection)\."
+_COSTLY = rf"self_attn\.o_proj\.|mlp\.down_proj\.|{_SMALL_AND_COSTLY}"
+_AUDIO = r"\.(audio_tower|embed_audio)\."
+_TOWERS = r"\.(audio_tower|embed_audio|vision_tower|embed_vision)\."
+
+_INT8 = Coding("i8", "tile16", 64, "u8")
+
+
+def _mixed(name: str, summary: str, table_group: int, *int8_patterns: str) -> Recipe:
+    """INT4 in groups of 32, the matrices of the patterns at INT8, the per-layer table in its own groups."""
+    return Recipe(
+        name,
+        summary,
+        (
+            Rule(Coding("i4", "row", table_group, "u8"), ("per_layer_table",)),
+            *(Rule(_INT8, ("matrix",), pattern) for pattern in int8_patterns),
+            Rule(Coding("i4", "tile16", 32, "u8"), ("embedding", "matrix")),
+            Rule(Coding("f16")),
+        ),
+    )
+
+
 RECIPES = {
     recipe.name: recipe
     for recipe in (
@@ -63,6 +87,20 @@ RECIPES = {
                 Rule(Coding("i4", "tile16", 128, "u8"), ("embedding", "matrix")),
                 Rule(Coding("f16")),
             ),
+        ),
+        _mixed(
+            "balanced",
+            "groups of 32; INT8 for keys, values, per-layer gates and projections, and the audio tower",
+            64,
+            r"language_model\..*(" + _SMALL_AND_COSTLY + ")",
+            _AUDIO,
+        ),
+        _mixed(
+            "quality",
+            "as balanced, with INT8 for attention outputs, MLP outputs and the vision tower too",
+            32,
+            r"language_model\..*(" + _COSTLY + ")",
+            _TOWERS,
         ),
     )
 }
