@@ -110,6 +110,7 @@ struct Lookup {
 struct AttendArgs {
     const float* queries;  // [hd][rows]
     int rows, head_dim;
+    bool from_memory;  // keys and values are in no cache yet, and in memory are followed by the next block
     CacheType type;
     const void *keys, *values;
     const float *key_scales, *value_scales;

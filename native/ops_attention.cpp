@@ -23,10 +23,12 @@ class Source {
     Source(const float* keys, const float* values, int width) : keys_(keys), values_(values), width_(width) {}
 
     CacheType type() const { return cache_ ? cache_->type() : CacheType::Float; }
+    bool in_memory() const { return cache_ != nullptr; }
     int width() const { return cache_ ? cache_->width() : width_; }
 
     void block(int64_t first, AttendArgs& args) const {
         args.type = type();
+        args.from_memory = in_memory();
         args.key_scales = args.value_scales = nullptr;
         if (!cache_) {
             args.keys = keys_ + first * width_;
@@ -140,6 +142,7 @@ void widen_block(const KernelTable& kernels, AttendArgs& args, int width, float*
     args.keys = memory;
     args.values = memory + n;
     args.type = CacheType::Float;
+    args.from_memory = false;
 }
 
 void finish(const Query& query, const float* weighted, float total, int head_dim) {

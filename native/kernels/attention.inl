@@ -21,7 +21,19 @@ template <CacheType kType, int kRows, int kVectors>
 CELLMD_INLINE void score_keys(const AttendArgs& a, int key, float* scores) {
     Vf sums[kRows][kVectors];
     repeat<kRows>([&](auto r) CELLMD_ALWAYS { repeat<kVectors>([&](auto v) CELLMD_ALWAYS { sums[r][v] = vzero(); }); });
+    // The first time through, keys are fetched some rows ahead, and the block's values for later.
+    const bool fetch = a.from_memory && key == a.first / 16 * 16;
+    constexpr int kElement = kType == CacheType::Float ? 4 : kType == CacheType::Half ? 2 : 1;
+    constexpr int kRowBytes = kKeyBlock * kElement, kRowsAhead = 64;
     for (int d = 0; d < a.head_dim; d++) {
+        if (fetch) {
+            const auto* next_keys = static_cast<const char*>(a.keys) + (d + kRowsAhead) * kRowBytes;
+            const auto* next_values = static_cast<const char*>(a.values) + d * kRowBytes;
+            repeat<kRowBytes / 64>([&](auto line) CELLMD_ALWAYS {
+                prefetch(next_keys + 64 * line);
+                prefetch(next_values + 64 * line);
+            });
+        }
         Vf keys[kVectors];
         repeat<kVectors>([&](auto v) CELLMD_ALWAYS {
             keys[v] = load_stored<kType>(a.keys, static_cast<size_t>(d) * kKeyBlock + key + 16 * v);

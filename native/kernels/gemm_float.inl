@@ -40,9 +40,8 @@ static void float_block(const FloatMatrix& m, const FloatProduct& p, int row, in
     if (column < m.k) add_columns(column, m.k - column);
     for (int r = 0; r < kRows; r++)
         for (int t = 0; t < kTokens; t++) {
-            float y = vsum(sums[r][t]) + (m.bias ? m.bias[row + r] : 0.0f);
-            y = y < m.high ? y : m.high;
-            p.out[(token + t) * p.out_stride + row + r] = y > m.low ? y : m.low;
+            const float y = vsum(sums[r][t]) + (m.bias ? m.bias[row + r] : 0.0f);
+            p.out[(token + t) * p.out_stride + row + r] = bounded(y, m.low, m.high);
         }
 }
 

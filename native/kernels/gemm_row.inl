@@ -60,9 +60,8 @@ static void gemm_row(const IntMatrix& m, const IntProduct& p, int begin, int end
                 }
             }
             for (int t = 0; t < tokens; t++) {
-                float y = vsum(sums[t]) + (m.bias ? m.bias[row] : 0.0f);
-                y = y < m.high ? y : m.high;
-                p.out[(first + t) * p.out_stride + row] = y > m.low ? y : m.low;
+                const float y = vsum(sums[t]) + (m.bias ? m.bias[row] : 0.0f);
+                p.out[(first + t) * p.out_stride + row] = bounded(y, m.low, m.high);
             }
         }
     }

@@ -6,7 +6,7 @@
 // tokens or tiles are computed together.
 
 // Bytes that a stream of weights is fetched ahead of its use when every weight is used once.
-constexpr int kPrefetchBytes = 4096;
+constexpr int kPrefetchBytes = 6144;
 
 template <bool kInt4>
 struct Tile16 {
@@ -104,7 +104,7 @@ CELLMD_INLINE void expand_with(const IntMatrix& m, int tile, size_t element, flo
     const size_t tile_scales = static_cast<size_t>(m.scale_groups) * 16, at = tile * tile_scales;
     for (int g = 0; g < m.groups; g++) {
         const size_t from = at + (m.scale_groups == 1 ? 0 : 16 * static_cast<size_t>(g));
-        prefetch(static_cast<const char*>(m.scales) + (from + tile_scales) * element);
+        prefetch(static_cast<const char*>(m.scales) + (from + 2 * tile_scales) * element);
         vstore(out + 16 * g, load(from));
     }
 }
@@ -117,6 +117,7 @@ static void expand_scales(const IntMatrix& m, int tile, float* out) {
             return expand_with(m, tile, 4, out, [&](size_t i) { return vload(static_cast<const float*>(m.scales) + i); });
         default: {
             const Vf factors = vload(m.row_factors + 16 * tile);
+            prefetch(m.row_factors + 16 * (tile + 4));
             return expand_with(m, tile, 1, out,
                                [&](size_t i) { return vload_u8(static_cast<const uint8_t*>(m.scales) + i) * factors; });
         }

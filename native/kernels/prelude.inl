@@ -26,6 +26,11 @@ CELLMD_INLINE int lesser(int a, int b) { return a < b ? a : b; }
 CELLMD_INLINE int greater(int a, int b) { return a > b ? a : b; }
 CELLMD_INLINE int clip(int a, int low, int high) { return lesser(greater(a, low), high); }
 CELLMD_INLINE int ceil_div(int a, int b) { return (a + b - 1) / b; }
+// Within low..high; what is not a number stays so.
+CELLMD_INLINE float bounded(float x, float low, float high) {
+    x = x > high ? high : x;
+    return x < low ? low : x;
+}
 CELLMD_INLINE float infinity() { return __builtin_inff(); }
 
 CELLMD_INLINE float float_of_bits(uint32_t bits) {

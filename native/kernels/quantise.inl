@@ -80,8 +80,7 @@ static void quantise_lanes(const QuantiseLanesArgs& a) {
         const int n = lesser(a.group, a.k - begin);
         const Step step = step_of(a.x + begin, n, low, high);
         for (int c = begin; c < begin + n; c++) {
-            const float x = a.x[c] < a.high ? a.x[c] : a.high;
-            const int code = step.inverse > 0.0f ? rounded((x > a.low ? x : a.low) * step.inverse) : 0;
+            const int code = step.inverse > 0.0f ? rounded(bounded(a.x[c], a.low, a.high) * step.inverse) : 0;
             const int chunk = c / chunk_columns, within = c % chunk_columns;
             const int place = a.int4 ? (within & 1) * 64 + within / 2 : within;
             a.codes[chunk * chunk_columns + place] = static_cast<int8_t>(code);
