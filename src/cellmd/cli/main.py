@@ -32,10 +32,13 @@ COMMANDS = {
     "convert": Command("convert", "convert a Gemma 4 checkpoint into one .cellmd file"),
     "run": Command("run", "answer one prompt about text, pictures, sounds and films"),
     "chat": Command("chat", "talk with a model, turn by turn"),
+    "serve": Command("serve", "serve a model to OpenAI's clients, with a page to talk with it"),
+    "transcribe": Command("transcribe", "write down what is said in recordings of any length"),
     "audio-direct": Command("audio_direct", "answer about one sound, with the timings of every stage"),
     "vlm-direct": Command("vlm_direct", "answer about one picture, with the timings of every stage"),
     "inspect": Command("inspect", "show what a .cellmd file holds"),
     "bench": Command("bench", "measure how fast a file runs here, against what the machine could do"),
+    "eval": Command("eval", "measure how much of one model others keep: KL divergence, top-1, perplexity"),
     "verify": Command("verify", "check a .cellmd file's checksums, and its error against the source"),
 }
 

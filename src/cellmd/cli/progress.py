@@ -7,10 +7,12 @@ from typing import Any
 
 
 class ProgressBar:
-    """Counts bytes. A context manager; nothing is shown before the first update, or ever if not visible."""
+    """Counts bytes, or what `unit` says. A context manager; nothing is shown before the first update, or ever if not
+    visible."""
 
-    def __init__(self, title: str, total: int | None = None, *, visible: bool = True) -> None:
+    def __init__(self, title: str, total: int | None = None, *, visible: bool = True, unit: str = "B") -> None:
         self._title = title
+        self._unit = unit
         self._total = total
         self._visible = visible
         self._bar: Any = None
@@ -28,7 +30,7 @@ class ProgressBar:
             self._shown().update(n_bytes)
 
     def reach(self, done: int, total: int, what: str) -> None:
-        """`done` of `total` bytes are done; `what` is in hand."""
+        """`done` of `total` are done; `what` is in hand."""
         if self._visible:
             self._total = total
             bar = self._shown()
@@ -39,5 +41,6 @@ class ProgressBar:
         if self._bar is None:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=self._total, unit="B", unit_scale=True, file=sys.stderr, desc=self._title)
+            scaled = self._unit == "B"
+            self._bar = tqdm(total=self._total, unit=self._unit, unit_scale=scaled, file=sys.stderr, desc=self._title)
         return self._bar
