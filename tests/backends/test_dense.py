@@ -9,7 +9,7 @@ from cellmd.backends.ops import Ops
 from cellmd.quant.decode import decode
 from cellmd.quant.encode import encode
 from cellmd.quant.tensor import Coding
-from naive_ops import as_int8, assert_close, packed, rms_norm
+from naive_ops import as_int8, assert_close, gelu, packed, rms_norm
 
 
 def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -72,6 +72,17 @@ def test_several_matrices_of_one_input(ops: Ops, rng: np.random.Generator) -> No
     for got, w in zip(normed, stored, strict=True):
         want, size = product(y, w.data.view(np.float32).reshape(w.shape))
         assert_close(got, want, size)
+
+
+def test_gated_product_is_its_parts(ops: Ops, rng: np.random.Generator) -> None:
+    x, weight = normal(rng, 3, 40), normal(rng, 40)
+    gate, up = normal(rng, 52, 40) / 6, normal(rng, 52, 40)
+    matrices = ops.matrix(packed(gate)), ops.matrix(packed(up))
+    got = ops.to_numpy(ops.norm_geglu(ops.floats(x), ops.array(packed(weight)), 1e-6, *matrices))
+    y = rms_norm(x.astype(np.float64), weight, 1e-6)
+    (gated, size_of_gate), (value, size_of_value) = product(y, gate), product(y, up)
+    # an error of the gate is at most doubled by gelu, and multiplied by the value beside it
+    assert_close(got, gelu(gated) * value, (2 * size_of_gate + 1) * size_of_value)
 
 
 CODINGS = [

@@ -206,6 +206,20 @@ def test_fused_forms_are_their_parts_bit_for_bit(ops: CpuOps) -> None:
         assert all(np.array_equal(ops.to_numpy(y), z) for y, z in zip(got, want, strict=True))
 
 
+@pytest.mark.parametrize("n", [1, 2, 9, 30])
+@pytest.mark.parametrize("coding", [*CODINGS[:5], CODINGS[6], CODINGS[7]], ids=str)
+def test_gated_product_is_its_parts_bit_for_bit(make: Callable[..., CpuOps], coding: Coding, n: int) -> None:
+    x, weight = normal(1, n, 264), normal(2, 264)
+    gate, up = (encode("w", normal(seed, 72, 264), coding) for seed in (3, 4))
+    for threads in (1, 2):
+        ops = make(threads)
+        matrices = ops.matrix(gate), ops.matrix(up, clip=(-np.inf, np.inf, -1.0, 1.0))
+        rows, of_norm = ops.floats(x), ops.floats(weight)
+        want = ops.geglu(*ops.norm_linears(rows, of_norm, 1e-6, matrices))
+        got = ops.norm_geglu(rows, of_norm, 1e-6, *matrices)
+        assert np.array_equal(ops.to_numpy(got), ops.to_numpy(want))
+
+
 def test_a_view_of_columns_is_multiplied(ops: CpuOps) -> None:
     x = normal(1, 5, 96)
     for coding in (Coding("i4", "tile16", 32, "f16"), Coding("i4", "row", 0, "f16"), Coding("f32")):

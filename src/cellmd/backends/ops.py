@@ -140,6 +140,10 @@ class Ops(ABC):
     def norm_linears(self, x: Tensor, weight: Tensor, eps: float, matrices: Sequence[Matrix]) -> tuple[Tensor, ...]:
         return self.linears(self.rms_norm(x, weight, eps), matrices)
 
+    def norm_geglu(self, x: Tensor, weight: Tensor, eps: float, gate: Matrix, up: Matrix) -> Tensor:
+        """The first half of a gated feed-forward layer: `geglu` of both products of the normed input."""
+        return self.geglu(*self.norm_linears(x, weight, eps, (gate, up)))
+
     def add_norm_(self, x: Tensor, y: Tensor, weight: Tensor, eps: float, scale: float = 1.0) -> Tensor:
         """x = (x + rms_norm(y, weight)) * scale: the closing of every residual block."""
         self.add_(x, self.rms_norm(y, weight, eps))

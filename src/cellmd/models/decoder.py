@@ -201,8 +201,7 @@ class Decoder:
         attended = ops.reshape(attended, (rows.n, block.q_shape[0] * block.q_shape[1]))
         ops.add_norm_(x, ops.linear(attended, block.output), block.attention_norm, eps)
 
-        gate, up = ops.norm_linears(x, block.ffn_norm, eps, block.gate_up)
-        y = ops.linear(ops.geglu(gate, up), block.down)
+        y = ops.linear(ops.norm_geglu(x, block.ffn_norm, eps, *block.gate_up), block.down)
         if block.per_layer is None:
             ops.add_norm_(x, y, block.ffn_out_norm, eps, block.scale)
         else:

@@ -90,8 +90,8 @@ class VisionTower:
         attended = ops.attention_bidirectional(q, k, ops.rms_norm(v, None, eps))
         attended = ops.reshape(attended, (n, config.n_heads * config.head_dim))
         ops.add_norm_(x, ops.linear(attended, block.output), block.attention_norm, eps)
-        gate, up = ops.norm_linears(x, block.ffn_norm, eps, block.gate_up)
-        ops.add_norm_(x, ops.linear(ops.geglu(gate, up), block.down), block.ffn_out_norm, eps)
+        y = ops.linear(ops.norm_geglu(x, block.ffn_norm, eps, *block.gate_up), block.down)
+        ops.add_norm_(x, y, block.ffn_out_norm, eps)
         observe(block.name, x)
 
 

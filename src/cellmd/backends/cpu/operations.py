@@ -141,6 +141,9 @@ class CpuOps(Ops):
         results: tuple[Tensor, ...] = self._native.linears(x, weight, eps, matrices)
         return results
 
+    def norm_geglu(self, x: Tensor, weight: Tensor, eps: float, gate: Matrix, up: Matrix) -> Tensor:
+        return self._native.gated_linear(x, weight, eps, gate, up)
+
     def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         return self._native.rms_norm(x, weight, eps)
 
