@@ -14,53 +14,57 @@ struct Tile16 {
     static constexpr int kOffset = kInt4 ? 8 : kInt8Offset;
 };
 
+// One step of one tile: the codes of 64 bytes, and their sum with the activations of `kTokens` tokens.
+template <bool kInt4>
+struct StepCodes {
+    Codes low, high;
+    CELLMD_INLINE explicit StepCodes(const uint8_t* from) {
+        if constexpr (kInt4)
+            codes_of_int4(from, low, high);
+        else
+            low = codes_of_int8(from);
+    }
+    template <int kTokens>
+    CELLMD_INLINE Vi dot(Vi sum, const int8_t* activations, int token) const {
+        const int8_t* first = activations + 4 * token;
+        if constexpr (kInt4)
+            return dot8_int4(sum, low, high, first, first + 4 * kTokens);
+        else
+            return dot4(sum, low, first);
+    }
+};
+
 // out[token][tile][16] of kTokens tokens and kTiles tiles. scales [tile][groups][16].
 template <int kTokens, int kTiles, bool kInt4>
 static void tile_product(const uint8_t* const (&weights)[kTiles], const float* scales, int k, int group,
                          const int8_t* activations, const float* token_scales, const int32_t* token_sums, float* out) {
     using Tile = Tile16<kInt4>;
-    // One sum for a tile and a token would be a chain of dependent additions: where there are few, several take turns.
-    constexpr int kTurns = kTokens * kTiles == 1 ? 2 : 1;
     const int steps = ceil_div(k, Tile::kStepColumns), group_steps = group / Tile::kStepColumns;
     const int groups = ceil_div(k, group);
     const uint8_t* from[kTiles];
     repeat<kTiles>([&](auto i) CELLMD_ALWAYS { from[i] = weights[i]; });
     repeat<kTokens * kTiles>([&](auto i) CELLMD_ALWAYS { vstore(out + 16 * i, vzero()); });
     for (int g = 0; g < groups; g++) {
-        Vi sums[kTurns][kTokens][kTiles];
+        Vi sums[kTokens][kTiles];
         repeat<kTokens>([&](auto t) CELLMD_ALWAYS {
             const Vi start = viset(-Tile::kOffset * token_sums[g * kTokens + t]);
-            repeat<kTiles>([&](auto i) CELLMD_ALWAYS {
-                sums[0][t][i] = start;
-                if constexpr (kTurns == 2) sums[1][t][i] = vizero();
-            });
+            repeat<kTiles>([&](auto i) CELLMD_ALWAYS { sums[t][i] = start; });
         });
-        const auto take_step = [&](auto turn) CELLMD_ALWAYS {
-            Codes low[kTiles], high[kTiles];
-            repeat<kTiles>([&](auto i) CELLMD_ALWAYS {
-                if constexpr (kTokens <= 2) prefetch(from[i] + kPrefetchBytes);
-                if constexpr (kInt4)
-                    codes_of_int4(from[i], low[i], high[i]);
-                else
-                    low[i] = codes_of_int8(from[i]);
-                from[i] += 64;
-            });
-            repeat<kTokens>([&](auto t) CELLMD_ALWAYS {
-                repeat<kTiles>([&](auto i) CELLMD_ALWAYS {
-                    if constexpr (kInt4)
-                        sums[turn][t][i] = dot8_int4(sums[turn][t][i], low[i], high[i], activations + 4 * t,
-                                                     activations + 4 * (kTokens + t));
-                    else
-                        sums[turn][t][i] = dot4(sums[turn][t][i], low[i], activations + 4 * t);
-                });
-            });
-            activations += Tile::kStepColumns * kTokens;
-        };
         const int end = lesser(steps, (g + 1) * group_steps);
-        int step = g * group_steps;
-        for (; step + kTurns <= end; step += kTurns) repeat<kTurns>(take_step);
-        if constexpr (kTurns > 1) {
-            if (step < end) take_step(Index<0>());
+        for (int step = g * group_steps; step < end; step++) {
+            const auto multiply = [&](const auto&... codes) CELLMD_ALWAYS {
+                repeat<kTokens>([&](auto t) CELLMD_ALWAYS {
+                    int i = 0;
+                    ((sums[t][i] = codes.template dot<kTokens>(sums[t][i], activations, t), i++), ...);
+                });
+            };
+            if constexpr (kTokens <= 2) repeat<kTiles>([&](auto i) CELLMD_ALWAYS { prefetch(from[i] + kPrefetchBytes); });
+            if constexpr (kTiles == 2)
+                multiply(StepCodes<kInt4>(from[0]), StepCodes<kInt4>(from[1]));
+            else
+                multiply(StepCodes<kInt4>(from[0]));
+            repeat<kTiles>([&](auto i) CELLMD_ALWAYS { from[i] += 64; });
+            activations += Tile::kStepColumns * kTokens;
         }
         Vf row_scales[kTiles];
         repeat<kTiles>([&](auto i) CELLMD_ALWAYS { row_scales[i] = vload(scales + (i * groups + g) * 16); });
@@ -68,9 +72,7 @@ static void tile_product(const uint8_t* const (&weights)[kTiles], const float* s
             const Vf token_scale = vset(token_scales[g * kTokens + t]);
             repeat<kTiles>([&](auto i) CELLMD_ALWAYS {
                 float* to = out + (t * kTiles + i) * 16;
-                Vi sum = sums[0][t][i];
-                if constexpr (kTurns == 2) sum = sum + sums[1][t][i];
-                vstore(to, vfma(vfloat(sum), token_scale * row_scales[i], vload(to)));
+                vstore(to, vfma(vfloat(sums[t][i]), token_scale * row_scales[i], vload(to)));
             });
         });
     }
@@ -97,31 +99,28 @@ static void tile_product_of(int tokens, const uint8_t* const (&weights)[kTiles],
 #undef CELLMD_CASE
 }
 
-// Scales of one tile as [groups][16] float32; a single scale a row is repeated for every group of activations. Those of
-// the next tile are fetched: they are a stream of their own beside the weights.
-template <typename Load>
-CELLMD_INLINE void expand_with(const IntMatrix& m, int tile, size_t element, float* out, const Load& load) {
-    const size_t tile_scales = static_cast<size_t>(m.scale_groups) * 16, at = tile * tile_scales;
-    for (int g = 0; g < m.groups; g++) {
-        const size_t from = at + (m.scale_groups == 1 ? 0 : 16 * static_cast<size_t>(g));
-        prefetch(static_cast<const char*>(m.scales) + (from + 2 * tile_scales) * element);
-        vstore(out + 16 * g, load(from));
+// body(load), where load(i) gives 16 stored scales as float32, beginning at the i-th. Factored scales are given without
+// the factors of their rows.
+template <typename Body>
+CELLMD_INLINE void with_scales(const IntMatrix& m, const Body& body) {
+    const auto* halves = static_cast<const uint16_t*>(m.scales);
+    const auto* floats = static_cast<const float*>(m.scales);
+    const auto* codes = static_cast<const uint8_t*>(m.scales);
+    switch (m.scale_type) {
+        case ScaleType::Half: return body([=](size_t i) CELLMD_ALWAYS { return vload_f16(halves + i); });
+        case ScaleType::BFloat: return body([=](size_t i) CELLMD_ALWAYS { return vload_bf16(halves + i); });
+        case ScaleType::Float: return body([=](size_t i) CELLMD_ALWAYS { return vload(floats + i); });
+        default: return body([=](size_t i) CELLMD_ALWAYS { return vload_u8(codes + i); });
     }
 }
+
+// Scales of one tile as [groups][16] float32; a single scale a row is repeated for every group of activations.
 static void expand_scales(const IntMatrix& m, int tile, float* out) {
-    const auto* halves = static_cast<const uint16_t*>(m.scales);
-    switch (m.scale_type) {
-        case ScaleType::Half: return expand_with(m, tile, 2, out, [&](size_t i) { return vload_f16(halves + i); });
-        case ScaleType::BFloat: return expand_with(m, tile, 2, out, [&](size_t i) { return vload_bf16(halves + i); });
-        case ScaleType::Float:
-            return expand_with(m, tile, 4, out, [&](size_t i) { return vload(static_cast<const float*>(m.scales) + i); });
-        default: {
-            const Vf factors = vload(m.row_factors + 16 * tile);
-            prefetch(m.row_factors + 16 * (tile + 4));
-            return expand_with(m, tile, 1, out,
-                               [&](size_t i) { return vload_u8(static_cast<const uint8_t*>(m.scales) + i) * factors; });
-        }
-    }
+    const size_t at = static_cast<size_t>(tile) * m.scale_groups * 16, step = m.scale_groups == 1 ? 0 : 16;
+    const Vf factors = m.row_factors ? vload(m.row_factors + 16 * tile) : vset(1.0f);
+    with_scales(m, [&](const auto& load) CELLMD_ALWAYS {
+        for (int g = 0; g < m.groups; g++) vstore(out + 16 * g, load(at + step * g) * factors);
+    });
 }
 
 CELLMD_INLINE Vf finished(Vf y, const IntMatrix& m, int first_row, int n) {
@@ -129,6 +128,42 @@ CELLMD_INLINE Vf finished(Vf y, const IntMatrix& m, int first_row, int n) {
     return vmax(vset(m.low), vmin(vset(m.high), y));
 }
 CELLMD_INLINE void store_lanes(float* out, Vf y, int n) { n < 16 ? vstore_first(out, y, n) : vstore(out, y); }
+
+// Tiles begin..end-1 for a single token: weights are used once, so what counts is that they never stop coming.
+// store(tile, y) takes the outputs of a tile.
+template <bool kInt4, typename Store>
+CELLMD_INLINE void vector_product(const IntMatrix& m, const IntProduct& p, int begin, int end, const Store& store) {
+    using Tile = Tile16<kInt4>;
+    const int steps = ceil_div(m.k, Tile::kStepColumns), group_steps = m.group / Tile::kStepColumns;
+    const size_t scale_step = m.scale_groups == 1 ? 0 : 16;
+    with_scales(m, [&](const auto& load) CELLMD_ALWAYS {
+        for (int tile = begin; tile < end; tile++) {
+            const uint8_t* from = m.codes + static_cast<size_t>(tile) * 64 * steps;
+            const int8_t* x = p.codes;
+            size_t scales = static_cast<size_t>(tile) * m.scale_groups * 16;
+            const Vf factors = m.row_factors ? vload(m.row_factors + 16 * tile) : vset(1.0f);
+            Vf y = vzero();
+            for (int g = 0; g < m.groups; g++, scales += scale_step) {
+                // One sum would be a chain of dependent additions: two take turns.
+                Vi even = viset(-Tile::kOffset * p.sums[g]), odd = vizero();
+                const int n = lesser(steps - g * group_steps, group_steps);
+                for (int step = 0; step + 1 < n; step += 2, from += 128, x += 2 * Tile::kStepColumns) {
+                    prefetch(from + kPrefetchBytes);
+                    prefetch(from + kPrefetchBytes + 64);
+                    even = StepCodes<kInt4>(from).template dot<1>(even, x, 0);
+                    odd = StepCodes<kInt4>(from + 64).template dot<1>(odd, x + Tile::kStepColumns, 0);
+                }
+                if (n % 2) {
+                    even = StepCodes<kInt4>(from).template dot<1>(even, x, 0);
+                    from += 64;
+                    x += Tile::kStepColumns;
+                }
+                y = vfma(vfloat(even + odd), vset(p.scales[g]) * (load(scales) * factors), y);
+            }
+            store(tile, y);
+        }
+    });
+}
 
 // Activations of all tokens that fit the second-level cache stay there while tiles come and go. Beyond that it is the
 // tiles that stay, some of them, while the activations pass.
@@ -158,8 +193,15 @@ CELLMD_INLINE void block_product(const IntMatrix& m, const IntProduct& p, int ti
 
 template <bool kInt4>
 static void gemm_tile16(const IntMatrix& m, const IntProduct& p, int begin, int end, float* scratch) {
+    if (p.rows == 1) {
+        vector_product<kInt4>(m, p, begin, end, [&](int tile, Vf y) CELLMD_ALWAYS {
+            const int row = tile * 16, n = m.n - row;
+            store_lanes(p.out + row, finished(y, m, row, n), n);
+        });
+        return;
+    }
     const size_t tile_bytes = static_cast<size_t>(64) * ceil_div(m.k, Tile16<kInt4>::kStepColumns);
-    const int at_once = p.rows == 1 ? 1 : tiles_at_once(m, p.rows, tile_bytes), tile_scales = 16 * m.groups;
+    const int at_once = tiles_at_once(m, p.rows, tile_bytes), tile_scales = 16 * m.groups;
     for (int from = begin; from < end; from += at_once) {
         const int to = lesser(end, from + at_once);
         for (int tile = from; tile < to; tile++) expand_scales(m, tile, scratch + (tile - from) * tile_scales);
@@ -206,8 +248,18 @@ static void geglu_block(const IntMatrix& gate, const IntMatrix& up, const IntPro
 
 static void gemm_int4_geglu(const IntMatrix& gate, const IntMatrix& up, const IntProduct& p, int begin, int end,
                             float* scratch) {
+    if (p.rows == 1) {
+        // One matrix after the other: two streams in turns would each run dry.
+        gemm_tile16<true>(gate, p, begin, end, scratch);
+        vector_product<true>(up, p, begin, end, [&](int tile, Vf y) CELLMD_ALWAYS {
+            const int row = tile * 16, n = up.n - row;
+            const Vf gated = vgelu(n < 16 ? vload_first(p.out + row, n) : vload(p.out + row));
+            store_lanes(p.out + row, gated * finished(y, up, row, n), n);
+        });
+        return;
+    }
     const size_t pair_bytes = static_cast<size_t>(16) * 8 * ceil_div(gate.k, 8);
-    const int at_once = p.rows == 1 ? 1 : greater(1, tiles_at_once(gate, p.rows, pair_bytes) / 2), pair_scales = 32 * gate.groups;
+    const int at_once = greater(1, tiles_at_once(gate, p.rows, pair_bytes) / 2), pair_scales = 32 * gate.groups;
     for (int from = begin; from < end; from += at_once) {
         const int to = lesser(end, from + at_once);
         for (int tile = from; tile < to; tile++) {
