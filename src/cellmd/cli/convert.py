@@ -26,9 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the .cellmd file to write")
     parser.add_argument(
         "--recipe",
-        choices=("aggressive", "balanced", "quality", "float"),
+        choices=("aggressive", "balanced", "quality", "qat", "float"),
         help="aggressive: every 2-D weight at INT4; balanced, quality: more bits where they buy most, about "
-        "10 and 27 %% more bytes; float: nothing quantised (default: aggressive)",
+        "10 and 27 %% more bytes; qat: exact for checkpoints of quantisation-aware training; float: nothing quantised "
+        "(default: aggressive)",
     )
     parser.add_argument(
         "--group-size",

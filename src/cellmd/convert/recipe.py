@@ -88,6 +88,15 @@ RECIPES = {
                 Rule(Coding("f16")),
             ),
         ),
+        Recipe(
+            "qat",
+            "every 2-D weight INT4 in groups of 32 with F16 scales: the grid of quantisation-aware checkpoints",
+            (
+                Rule(Coding("i4", "row", 32, "f16"), ("per_layer_table",)),
+                Rule(Coding("i4", "tile16", 32, "f16"), ("embedding", "matrix")),
+                Rule(Coding("f16")),
+            ),
+        ),
         _mixed(
             "balanced",
             "groups of 32; INT8 for keys, values, per-layer gates and projections, and the audio tower",

@@ -22,6 +22,9 @@ _PARTS: tuple[tuple[str, str, tuple[Component, ...]], ...] = (
 )
 _N_WORST = 5
 
+_GRID_DB = 50.0
+"""Rounding to bfloat16 leaves 57 dB, INT8 of weights that are on no grid at most 45."""
+
 
 @dataclass(frozen=True)
 class TensorReport:
@@ -73,6 +76,11 @@ class ConversionReport:
     tensors: tuple[TensorReport, ...]
     dropped: tuple[str, ...]
 
+    @property
+    def on_grid(self) -> list[str]:
+        """Names of quantised tensors whose weights lay on a grid of codes already."""
+        return [each.name for each in self.tensors if each.quantised and each.error.snr_db > _GRID_DB]
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON: sizes in bytes, errors in decibels of signal to noise, null where nothing was lost."""
         return {
@@ -85,6 +93,7 @@ class ConversionReport:
             "file_bytes": self.file_bytes,
             "tensors_stored": len(self.tensors),
             "tensors_dropped": len(self.dropped),
+            "tensors_on_grid": len(self.on_grid),
             "sizes": {
                 key: {"original_bytes": original, "stored_bytes": stored, "ratio": round(original / stored, 4)}
                 for key, _, original, stored in self._sizes()
@@ -120,6 +129,11 @@ class ConversionReport:
             lines += ["", "lowest of all:"]
             lines += [f"{tensor.error.snr_db:>8.2f} dB  {tensor.name}" for tensor in self._worst()]
         lines += ["", f"{self.path}: recipe {self.recipe}, {len(self.tensors)} tensors, {self.seconds:.1f} s"]
+        if self.on_grid:
+            lines.append(
+                f"{len(self.on_grid)} tensors lie on the grid of quantisation-aware training: nothing is lost but "
+                "rounding that the source has already"
+            )
         if self.dropped:
             lines.append(f"{len(self.dropped)} tensors that the model does not use were dropped")
         if self.tokenizer_path is not None:

@@ -5,7 +5,8 @@ to the group's largest weight in magnitude that weight takes the code -8, and al
 scale that clips a few large weights to serve the many small ones, is what the search adds to rounding to nearest.
 
 For fixed codes q the best scale is sum(w q) / sum(q q), and it leaves the error sum(w w) - sum(w q)^2 / sum(q q). So a
-candidate is judged by its codes alone, and the winner's scale is that quotient.
+candidate is judged by its codes alone, and the winner's scale is that quotient. Weights that lie on a grid already are
+found as they are (`grid.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+
+from cellmd.quant.grid import grid_scales
 
 LOW, HIGH = -8, 7
 
@@ -43,6 +46,9 @@ def choose_scales(
         widest = np.maximum(low / np.float32(LOW), high / np.float32(HIGH))
     if not search:
         return widest
+    exact = grid_scales(weights, extremes, signed)
+    if exact is not None:
+        return exact
     best_gain = np.full(low.shape, -1, np.float32)
     scales = np.zeros_like(widest)
     codes = np.empty_like(weights)

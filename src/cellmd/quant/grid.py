@@ -1,0 +1,67 @@
+"""Weights of quantisation-aware training: they lie on a grid already, scale * q in every group, and need only be read.
+
+Such checkpoints are published in floating point, so each product has been rounded once more, to bfloat16 as a rule.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+_STEPS = range(1, 9)
+"""What the code of a group's largest weight can be."""
+
+_TOLERANCE = np.float32(2.0**-6)
+"""Relative: bfloat16 rounds the weight by up to 2^-8, and the group's largest, which gives the scale, as much; twice
+that to be safe. A code of 8 is then off by 1 / 8. That 31 more weights are so near to integers by chance does not
+happen."""
+
+_ROUNDING = np.float32(2.0**-20)
+"""Of the sums that a scale is found by."""
+
+_FLOAT16_MAX = np.float32(65504)
+
+_NEGLIGIBLE = np.float32(2.0**-100)
+"""Reciprocals of smaller scales would leave float32; such groups are stored as zeros."""
+
+_FIRST_ROWS = 4
+
+
+def grid_scales(weights: np.ndarray, extremes: tuple[np.ndarray, np.ndarray], signed: bool) -> np.ndarray | None:
+    """The scale of each group if every group lies on a grid of int4 codes, else None.
+
+    weights: float32 (R, G, g), finite. extremes: least and largest weight of each group (R, G). signed: whether a
+    negative scale can be stored. Returns float32 (R, G), 0 for groups of zeros.
+    """
+    few = slice(0, _FIRST_ROWS)
+    if len(weights) > _FIRST_ROWS and _scales(weights[few], (extremes[0][few], extremes[1][few]), signed) is None:
+        return None
+    return _scales(weights, extremes, signed)
+
+
+def _scales(weights: np.ndarray, extremes: tuple[np.ndarray, np.ndarray], signed: bool) -> np.ndarray | None:
+    least, most = extremes
+    largest = np.where(-least > most, least, most)
+    found = np.abs(largest) <= _NEGLIGIBLE
+    certain = found.copy()
+    scales = np.zeros_like(largest)
+    for step in _STEPS:
+        # Codes reach to -8: the largest weight takes it with a scale of the opposite sign.
+        candidate = largest / np.float32(-step) if step == 8 else np.abs(largest) / np.float32(step)
+        allowed = ~certain & (candidate > 0 if not signed else candidate != 0)
+        if not allowed.any():
+            continue
+        inverse = np.divide(1, candidate, out=np.zeros_like(candidate), where=allowed)
+        steps = weights * inverse[..., None]
+        codes = np.rint(steps)
+        on_grid = allowed & (np.abs(steps - codes) <= _TOLERANCE * np.abs(codes)).all(axis=-1)
+        energy = np.einsum("rgk,rgk->rg", codes, codes)
+        product = np.einsum("rgk,rgk->rg", weights, codes)
+        quotient = np.divide(product, energy, out=np.zeros_like(product), where=on_grid)
+        # Codes with a common divisor lie on a coarser grid too; the scale that was used is a float16.
+        as_float16 = np.clip(quotient, -_FLOAT16_MAX, _FLOAT16_MAX).astype(np.float16)
+        is_float16 = np.abs(quotient - as_float16) <= _ROUNDING * np.abs(quotient)
+        better = on_grid & (~found | is_float16)
+        np.copyto(scales, quotient, where=better)
+        found |= on_grid
+        certain |= on_grid & is_float16
+    return scales if found.all() else None
