@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import openai
 import pytest
 
 import cellmd
 import model_cases
+from live_server import Live
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +22,16 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(path: Path) -> Iterator[cellmd.Model]:
     with cellmd.load(path, threads=1, context=2048) as model:
         yield model
+
+
+@pytest.fixture(scope="module")
+def live(model: cellmd.Model) -> Iterator[Live]:
+    running = Live(model)
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def client(live: Live) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        yield client

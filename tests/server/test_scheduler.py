@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from cellmd.runtime.fair_queue import FairQueue
 from cellmd.runtime.result import Result
 from cellmd.runtime.reuse import EncodedMedia, identity
 from cellmd.runtime.scheduler import Scheduler
+from live_server import until
 
 
 @pytest.fixture
@@ -53,13 +53,6 @@ def together(model: cellmd.Model, scheduler: Scheduler, asked: list[tuple[cellmd
     for thread in threads:
         thread.join(60)
     return results
-
-
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends, "it never happened"
-        time.sleep(0.002)
 
 
 @pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"temperature": 1.2, "top_k": 0, "top_p": 1.0}])

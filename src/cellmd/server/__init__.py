@@ -1,0 +1,1 @@
+"""The server: a model behind the interfaces that software already uses. Needs the extra `server`."""

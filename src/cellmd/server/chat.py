@@ -1,0 +1,303 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from cellmd.processors.tokenizer import Tokenizer
+from cellmd.processors.tool_calls import ToolCall
+from cellmd.runtime.result import Piece, TokenScore, Usage
+from cellmd.runtime.scheduler import Request
+from cellmd.server.engine import Answers, Engine
+from cellmd.server.errors import ApiError
+from cellmd.server.events import DONE, event, event_stream
+from cellmd.server.grammar import GrammarConstraint
+from cellmd.server.schemas import (
+    AudioPart,
+    ChatRequest,
+    ChoiceFormat,
+    GrammarFormat,
+    ImagePart,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    Message,
+    NamedTool,
+    RefusalPart,
+    RegexFormat,
+    ResponseFormat,
+    TextPart,
+    Tool,
+    parse,
+)
+
+_IMAGE_TOKENS = {"low": 70, "high": 1120}
+_REASONING_TOKENS = {"none": 0, "minimal": 0, "low": 512, "medium": 2048, "high": None, "xhigh": None}
+
+
+async def chat_completions(http: HttpRequest) -> Response:
+    engine: Engine = http.app.state.engine
+    asked = parse(await http.body(), ChatRequest)
+    answers = engine.answer(await chat_requests(engine, asked, client_of(http)))
+    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": engine.settings.name}
+    tokenizer = engine.model.processor.tokenizer
+    if asked.stream:
+        include_usage = asked.stream_options is not None and asked.stream_options.include_usage
+        return event_stream(answers, _chunks(answers, head, tokenizer, asked.n, include_usage, asked.logprobs))
+    choices = await answers.whole(http)
+    return JSONResponse(
+        {
+            **head,
+            "object": "chat.completion",
+            "choices": [_choice(i, pieces, tokenizer, asked.logprobs) for i, pieces in enumerate(choices)],
+            "usage": usage([pieces[-1] for pieces in choices]),
+            "timings": timings(choices[0][-1]),
+        }
+    )
+
+
+def client_of(http: HttpRequest) -> str:
+    return http.client.host if http.client else ""
+
+
+async def chat_requests(engine: Engine, asked: ChatRequest, client: str) -> list[Request]:
+    """The requests for a chat's n answers."""
+    asked.refuse_unsupported()
+    tools = _tools(asked)
+    thinking, budget = _reasoning(asked)
+    constraint = await engine.in_thread(_constraint, engine, asked, tools)
+    prompt = await engine.prepare(
+        [plain_message(i, message) for i, message in enumerate(asked.messages)],
+        tools=[tool.model_dump(exclude_none=True) for tool in tools] or None,
+        thinking=thinking,
+        image_tokens=asked.image_tokens or _image_tokens(asked.messages),
+    )
+    return engine.requests(
+        prompt,
+        n=asked.n,
+        max_tokens=asked.max_completion_tokens or asked.max_tokens,
+        seed=asked.seed,
+        constraint=constraint,
+        client=client,
+        stop=_stops(asked.stop),
+        logprobs=asked.logprobs,
+        settings={
+            "top_logprobs": asked.top_logprobs or 0,
+            "thinking": thinking,
+            "reasoning_budget": budget,
+            "max_tool_calls": None if asked.parallel_tool_calls else 1,
+        },
+        **asked.sampling(),
+    )
+
+
+# ---- what is asked ------------------------------------------------------------------------------------------
+
+
+def plain_message(index: int, message: Message) -> dict[str, Any]:
+    """A message as `cellmd.processors.messages` takes it: media as bytes or data URLs, never as paths."""
+    plain = message.model_dump(exclude_none=True, exclude={"content"})
+    if isinstance(message.content, str):
+        plain["content"] = message.content
+    elif message.content is not None:
+        plain["content"] = [_plain_part(f"messages.{index}.content.{i}", p) for i, p in enumerate(message.content)]
+    return plain
+
+
+def _plain_part(where: str, part: Any) -> dict[str, Any]:
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    if isinstance(part, RefusalPart):
+        return {"type": "text", "text": part.refusal}
+    if isinstance(part, AudioPart):
+        try:
+            return {"type": "audio", "audio": base64.b64decode(part.input_audio.data, validate=True)}
+        except (binascii.Error, ValueError):
+            raise ApiError(400, f"{where}: the sound is not base64", code="invalid_media", param=where) from None
+    kind, url = ("image", part.image_url.url) if isinstance(part, ImagePart) else ("video", part.video_url.url)
+    if not url.startswith("data:"):
+        raise ApiError(
+            400,
+            f"{where}: give the {kind} as a data URL; this server fetches nothing",
+            code="invalid_media",
+            param=where,
+        )
+    return {"type": kind, kind: url}
+
+
+def _tools(asked: ChatRequest) -> list[Tool]:
+    tools = asked.tools or []
+    if asked.tool_choice == "none":
+        return []
+    if isinstance(asked.tool_choice, NamedTool):
+        named = [tool for tool in tools if tool.function.name == asked.tool_choice.function.name]
+        if not named:
+            name = asked.tool_choice.function.name
+            raise ApiError(400, f"tool_choice names {name!r}, which is none of the tools", param="tool_choice")
+        return named
+    if asked.tool_choice == "required" and not tools:
+        raise ApiError(400, "tool_choice is required, but there are no tools", param="tool_choice")
+    return tools
+
+
+def _reasoning(asked: ChatRequest) -> tuple[bool, int | None]:
+    """Whether to reason, and how many tokens at most."""
+    switch = asked.chat_template_kwargs.enable_thinking if asked.chat_template_kwargs else None
+    budget = _REASONING_TOKENS[asked.reasoning_effort] if asked.reasoning_effort else None
+    budget = asked.reasoning_budget if asked.reasoning_budget is not None else budget
+    if budget == 0 or switch is False:
+        return False, 0
+    return bool(switch or asked.reasoning_effort or budget), budget
+
+
+def _constraint(engine: Engine, asked: ChatRequest, tools: Sequence[Tool]) -> GrammarConstraint | None:
+    wanted = asked.tool_choice == "required" or isinstance(asked.tool_choice, NamedTool)
+    if wanted:
+        functions = [tool.function.model_dump(exclude_none=True) for tool in tools]
+        return engine.grammars.tool_calls(functions, several=asked.parallel_tool_calls)
+    return constraint_of(engine, asked.response_format)
+
+
+def constraint_of(engine: Engine, form: ResponseFormat | None) -> GrammarConstraint | None:
+    grammars = engine.grammars
+    if isinstance(form, JsonObjectFormat):
+        return grammars.json_schema({"type": "object"})
+    if isinstance(form, JsonSchemaFormat):
+        return grammars.json_schema(form.json_schema.schema_)
+    if isinstance(form, RegexFormat):
+        return grammars.regex(form.regex)
+    if isinstance(form, ChoiceFormat):
+        return grammars.choice(form.choices)
+    return grammars.lark(form.grammar) if isinstance(form, GrammarFormat) else None
+
+
+def _image_tokens(messages: Sequence[Message]) -> int | None:
+    """The budget that the pictures' details ask for; the largest, as a prompt has one for all its pictures."""
+    parts = [part for message in messages if isinstance(message.content, list) for part in message.content]
+    budgets = [_IMAGE_TOKENS.get(part.image_url.detail, 280) for part in parts if isinstance(part, ImagePart)]
+    return max(budgets, default=None)
+
+
+def _stops(stop: str | list[str] | None) -> list[str]:
+    return [stop] if isinstance(stop, str) else stop or []
+
+
+# ---- what is answered ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Calls:
+    """A choice's tool calls as the interface shows them."""
+
+    calls: Sequence[ToolCall]
+
+    def shown(self, *, streamed: bool = False) -> list[dict[str, Any]]:
+        shown = []
+        for i, call in enumerate(self.calls):
+            # What the model wrote when it is no call in the model's own notation: the client can tell it is no JSON.
+            arguments = call.raw if call.arguments is None else json.dumps(call.arguments, ensure_ascii=False)
+            function = {"name": call.name, "arguments": arguments}
+            index = {"index": i} if streamed else {}
+            shown.append({**index, "id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function})
+        return shown
+
+
+def finish_reason(last: Piece) -> str:
+    if last.tool_calls:
+        return "tool_calls"
+    return "length" if last.finish_reason == "length" else "stop"
+
+
+def usage(lasts: Sequence[Piece]) -> dict[str, Any]:
+    """Of all answers to one prompt, which is counted once."""
+    each = [piece.usage or Usage(0, 0) for piece in lasts]
+    completion = sum(one.completion_tokens for one in each)
+    prompt = each[0].prompt_tokens
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": each[0].cached_tokens},
+    }
+
+
+def timings(last: Piece) -> dict[str, Any]:
+    return last.timings.as_dict() if last.timings is not None else {}
+
+
+def logprobs(scores: Sequence[TokenScore], tokenizer: Tokenizer) -> dict[str, Any]:
+    content = []
+    for score in scores:
+        if score.spoken:
+            top = [_token(token, value, tokenizer) for token, value in score.top]
+            content.append({**_token(score.token_id, score.logprob, tokenizer), "top_logprobs": top})
+    return {"content": content, "refusal": None}
+
+
+def _token(token: int, value: float, tokenizer: Tokenizer) -> dict[str, Any]:
+    name = tokenizer.token(token) or ""
+    raw = (
+        bytes([int(name[3:5], 16)])
+        if token in tokenizer.byte_ids
+        else tokenizer.decode([token], skip_special=False).encode()
+    )
+    return {"token": raw.decode(errors="replace"), "logprob": max(value, -9999.0), "bytes": list(raw)}
+
+
+def _choice(index: int, pieces: Sequence[Piece], tokenizer: Tokenizer, with_logprobs: bool) -> dict[str, Any]:
+    last = pieces[-1]
+    text, reasoning = "".join(p.text for p in pieces), "".join(p.reasoning for p in pieces)
+    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+    if reasoning:
+        message["reasoning_content"] = reasoning
+    if last.tool_calls:
+        message["content"] = text or None
+        message["tool_calls"] = _Calls(last.tool_calls).shown()
+    scores = [score for piece in pieces for score in piece.scores]
+    return {
+        "index": index,
+        "message": message,
+        "logprobs": logprobs(scores, tokenizer) if with_logprobs else None,
+        "finish_reason": finish_reason(last),
+    }
+
+
+async def _chunks(
+    answers: Answers, head: dict[str, Any], tokenizer: Tokenizer, n: int, include_usage: bool, with_logprobs: bool
+) -> AsyncIterator[str]:
+    head = {**head, "object": "chat.completion.chunk"}
+    empty = {"usage": None} if include_usage else {}
+
+    def chunk(index: int, delta: dict[str, Any], finish: str | None = None, scores: Any = None, **more: Any) -> str:
+        choice = {"index": index, "delta": delta, "logprobs": scores, "finish_reason": finish}
+        return event({**head, "choices": [choice], **empty, **more})
+
+    for index in range(n):
+        yield chunk(index, {"role": "assistant", "content": ""})
+    lasts: list[Piece] = []
+    async for index, piece in answers:
+        scores = logprobs(piece.scores, tokenizer) if with_logprobs else None
+        delta: dict[str, Any] = {}
+        if piece.reasoning:
+            delta["reasoning_content"] = piece.reasoning
+        if piece.text or (scores and scores["content"]):
+            delta["content"] = piece.text
+        if delta:
+            yield chunk(index, delta, scores=scores)
+        if piece.finish_reason is not None:
+            lasts.append(piece)
+            if piece.tool_calls:
+                yield chunk(index, {"tool_calls": _Calls(piece.tool_calls).shown(streamed=True)})
+            yield chunk(index, {}, finish_reason(piece), timings=timings(piece))
+    if include_usage:
+        yield event({**head, "choices": [], "usage": usage(lasts)})
+    yield DONE

@@ -1,0 +1,108 @@
+"""POST /v1/completions: a text goes on; no chat template runs."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from cellmd.processors.tokenizer import Tokenizer
+from cellmd.runtime.result import Piece, TokenScore
+from cellmd.runtime.scheduler import Request
+from cellmd.server.chat import client_of, finish_reason, usage
+from cellmd.server.engine import Answers, Engine
+from cellmd.server.errors import ApiError
+from cellmd.server.events import DONE, event, event_stream
+from cellmd.server.schemas import CompletionRequest, parse
+
+
+async def completions(http: HttpRequest) -> Response:
+    engine: Engine = http.app.state.engine
+    asked = parse(await http.body(), CompletionRequest)
+    prompts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
+    answers = engine.answer(await _requests(engine, asked, prompts, client_of(http)))
+    head = {
+        "id": f"cmpl-{uuid.uuid4().hex}",
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": engine.settings.name,
+    }
+    echoed = [prompt if asked.echo else "" for prompt in prompts for _ in range(asked.n)]
+    tokenizer = engine.model.processor.tokenizer
+    if asked.stream:
+        return event_stream(answers, _chunks(answers, head, tokenizer, echoed, asked))
+    choices = []
+    whole = await answers.whole(http)
+    for i, pieces in enumerate(whole):
+        text = echoed[i] + "".join(piece.text for piece in pieces)
+        scores = [score for piece in pieces for score in piece.scores]
+        choices.append(_choice(i, text, finish_reason(pieces[-1]), scores, tokenizer, asked.logprobs))
+    return JSONResponse({**head, "choices": choices, "usage": _usage(whole, asked.n)})
+
+
+async def _requests(engine: Engine, asked: CompletionRequest, prompts: Sequence[str], client: str) -> list[Request]:
+    asked.refuse_unsupported()
+    if asked.suffix:
+        raise ApiError(400, "suffix is not supported by this server", code="unsupported_parameter", param="suffix")
+    if not 1 <= len(prompts) * asked.n <= engine.settings.max_choices:
+        raise ApiError(400, f"prompts times n must be 1..{engine.settings.max_choices}", param="prompt")
+    requests: list[Request] = []
+    for text in prompts:
+        prompt = await engine.prepare(text, raw=True)
+        requests += engine.requests(
+            prompt,
+            n=asked.n,
+            max_tokens=asked.max_tokens,
+            seed=asked.seed,
+            client=client,
+            stop=[asked.stop] if isinstance(asked.stop, str) else asked.stop or [],
+            logprobs=asked.logprobs is not None,
+            settings={"top_logprobs": asked.logprobs or 0},
+            **asked.sampling(),
+        )
+    return requests
+
+
+def _usage(whole: Sequence[Sequence[Piece]], n: int) -> dict[str, Any]:
+    of_prompts = [usage([pieces[-1] for pieces in whole[i : i + n]]) for i in range(0, len(whole), n)]
+    names = ("prompt_tokens", "completion_tokens", "total_tokens")
+    return {name: sum(one[name] for one in of_prompts) for name in names}
+
+
+def _choice(
+    index: int, text: str, finish: str | None, scores: Sequence[TokenScore], tokenizer: Tokenizer, top: int | None
+) -> dict[str, Any]:
+    shown = None
+    if top is not None:
+
+        def name(token: int) -> str:
+            return tokenizer.decode([token], skip_special=False)
+
+        shown = {
+            "tokens": [name(score.token_id) for score in scores],
+            "token_logprobs": [score.logprob for score in scores],
+            "top_logprobs": [{name(token): value for token, value in score.top} for score in scores],
+            "text_offset": [],
+        }
+    return {"index": index, "text": text, "logprobs": shown, "finish_reason": finish}
+
+
+async def _chunks(
+    answers: Answers, head: dict[str, Any], tokenizer: Tokenizer, echoed: Sequence[str], asked: CompletionRequest
+) -> AsyncIterator[str]:
+    for i, text in enumerate(echoed):
+        if text:
+            yield event({**head, "choices": [_choice(i, text, None, [], tokenizer, None)]})
+    lasts: dict[int, list[Piece]] = {i: [] for i in range(len(echoed))}
+    async for i, piece in answers:
+        finish = finish_reason(piece) if piece.finish_reason is not None else None
+        yield event({**head, "choices": [_choice(i, piece.text, finish, piece.scores, tokenizer, asked.logprobs)]})
+        if finish:
+            lasts[i].append(piece)
+    if asked.stream_options is not None and asked.stream_options.include_usage:
+        yield event({**head, "choices": [], "usage": _usage([lasts[i] for i in sorted(lasts)], asked.n)})
+    yield DONE

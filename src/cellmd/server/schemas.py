@@ -1,0 +1,266 @@
+"""What clients send, as OpenAI's interfaces define it. The OpenAPI document is made of these."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
+
+from cellmd.server.errors import ApiError
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Form(BaseModel):
+    """Keys that are not known are ignored, as OpenAI's servers do with theirs between versions."""
+
+    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
+
+
+class TextPart(Form):
+    type: Literal["text"]
+    text: str
+
+
+class RefusalPart(Form):
+    type: Literal["refusal"]
+    refusal: str
+
+
+class ImageUrl(Form):
+    url: str = Field(description="a data URL: data:image/png;base64,...")
+    detail: Literal["auto", "low", "high"] = "auto"
+
+
+class ImagePart(Form):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class InputAudio(Form):
+    data: str = Field(description="base64")
+    format: str = "wav"
+
+
+class AudioPart(Form):
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+
+
+class VideoUrl(Form):
+    url: str = Field(description="a data URL: data:video/mp4;base64,...")
+
+
+class VideoPart(Form):
+    type: Literal["video_url"]
+    video_url: VideoUrl
+
+
+Part = Annotated[
+    TextPart | ImagePart | AudioPart | VideoPart | RefusalPart,
+    Field(discriminator="type"),
+]
+
+
+class FunctionCall(Form):
+    name: str
+    arguments: str = "{}"
+
+
+class AssistantCall(Form):
+    id: str = ""
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class Message(Form):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[AssistantCall] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+class Function(Form):
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(Form):
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(Form):
+    name: str
+
+
+class NamedTool(Form):
+    type: Literal["function"]
+    function: FunctionName
+
+
+class JsonSchema(Form):
+    name: str = ""
+    schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
+    strict: bool | None = None
+
+
+class TextFormat(Form):
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Form):
+    type: Literal["json_object"]
+
+
+class JsonSchemaFormat(Form):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+class RegexFormat(Form):
+    """Not OpenAI's: the whole answer matches a regular expression."""
+
+    type: Literal["regex"]
+    regex: str
+
+
+class ChoiceFormat(Form):
+    """Not OpenAI's: the answer is one of some texts."""
+
+    type: Literal["choice"]
+    choices: list[str] = Field(min_length=1, max_length=1024)
+
+
+class GrammarFormat(Form):
+    """Not OpenAI's: the answer follows a Lark grammar."""
+
+    type: Literal["grammar"]
+    grammar: str
+
+
+ResponseFormat = Annotated[
+    TextFormat | JsonObjectFormat | JsonSchemaFormat | RegexFormat | ChoiceFormat | GrammarFormat,
+    Field(discriminator="type"),
+]
+
+
+class StreamOptions(Form):
+    include_usage: bool = False
+
+
+class TemplateOptions(Form):
+    enable_thinking: bool | None = None
+
+
+class Sampled(Form):
+    """What all interfaces that make text have in common. Beyond OpenAI's: top_k, min_p, repetition_penalty."""
+
+    model: str = ""
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    seed: int | None = None
+    stream: bool = False
+    user: str | None = None
+    presence_penalty: float | None = Field(None, description="not supported: 0 or left out")
+    frequency_penalty: float | None = Field(None, description="not supported: 0 or left out")
+    logit_bias: dict[str, float] | None = Field(None, description="not supported: empty or left out")
+
+    def refuse_unsupported(self) -> None:
+        for name in ("presence_penalty", "frequency_penalty", "logit_bias"):
+            if getattr(self, name):
+                raise ApiError(400, f"{name} is not supported by this server", code="unsupported_parameter", param=name)
+
+    def sampling(self) -> dict[str, Any]:
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        return {name: getattr(self, name) for name in names}
+
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+
+
+class ChatRequest(Sampled):
+    messages: list[Message] = Field(min_length=1, max_length=4096)
+    tools: list[Tool] | None = Field(None, max_length=128)
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool = True
+    response_format: ResponseFormat | None = None
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    stop: str | list[str] | None = None
+    n: Count = 1
+    max_completion_tokens: Count | None = None
+    max_tokens: Count | None = None
+    stream_options: StreamOptions | None = None
+    reasoning_effort: Effort | None = Field(None, description="none and minimal: no reasoning; others a budget")
+    reasoning_budget: int | None = Field(None, ge=0, description="not OpenAI's: most tokens of reasoning; 0: none")
+    chat_template_kwargs: TemplateOptions | None = Field(None, description="not OpenAI's: {enable_thinking: bool}")
+    image_tokens: Literal[70, 140, 280, 560, 1120] | None = Field(
+        None, description="not OpenAI's: soft tokens a picture may take, before what its detail says"
+    )
+
+
+class CompletionRequest(Sampled):
+    prompt: str | list[str] = Field(description="the exact prompt; no chat template runs")
+    max_tokens: Count = 16
+    n: Count = 1
+    logprobs: int | None = Field(None, ge=0, le=20)
+    echo: bool = False
+    stop: str | list[str] | None = None
+    stream_options: StreamOptions | None = None
+    suffix: str | None = Field(None, description="not supported: left out")
+
+
+class ResponsesFormat(Form):
+    format: dict[str, Any] | None = None
+
+
+class ResponsesReasoning(Form):
+    effort: Effort | None = None
+
+
+class ResponsesRequest(Sampled):
+    input: str | list[dict[str, Any]] = Field(
+        description="a text, or message, function_call, function_call_output items"
+    )
+    instructions: str | None = None
+    tools: list[dict[str, Any]] | None = Field(None, max_length=128)
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    parallel_tool_calls: bool = True
+    text: ResponsesFormat | None = None
+    reasoning: ResponsesReasoning | None = None
+    max_output_tokens: Count | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    previous_response_id: str | None = Field(None, description="not supported: the server keeps no conversations")
+    store: bool | None = None
+    metadata: dict[str, str] | None = None
+
+
+Request = TypeVar("Request", bound=BaseModel)
+
+
+def parse(body: bytes, form: type[Request]) -> Request:
+    """A request's JSON body in its form. Raises ApiError for what is no JSON, nested too deep, or of another form."""
+    try:
+        content = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise ApiError(400, f"the body is no JSON: {error}", code="invalid_json") from None
+    return parse_object(content, form)
+
+
+def parse_object(content: Any, form: type[Request]) -> Request:
+    try:
+        return form.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(str(step) for step in first["loc"]) or "body"
+        raise ApiError(400, f"{where}: {first['msg']}", code="invalid_value", param=where) from None
+    except RecursionError:
+        raise ApiError(400, "the body is nested too deep", code="invalid_json") from None

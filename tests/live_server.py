@@ -1,0 +1,70 @@
+"""A server that runs in a thread of the test's own process, on a free port of the loopback."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import cellmd
+from cellmd.server.run import server
+from cellmd.server.settings import ServerSettings
+
+
+class Live:
+    """A server that runs in a thread of this process."""
+
+    def __init__(self, model: cellmd.Model, **settings: Any) -> None:
+        slots, queue_limit = settings.pop("slots", 3), settings.pop("queue_limit", 8)
+        chosen = ServerSettings(port=free_port(), name="tiny", **{"drain_seconds": 1.0, **settings})
+        self.server, self.engine = server(model, chosen, slots=slots, queue_limit=queue_limit)
+        self.url = f"http://127.0.0.1:{chosen.port}"
+        self._thread = threading.Thread(target=self.server.run, daemon=True)
+        self._thread.start()
+        until(lambda: self.server.started)
+
+    @property
+    def counts(self) -> Any:
+        return self.engine.scheduler.counts
+
+    @property
+    def routes(self) -> list[Any]:
+        guard: Any = self.server.config.app
+        return list(guard.app.routes)
+
+    @contextmanager
+    def slowed(self) -> Iterator[None]:
+        """Every step of the model takes 20 ms more."""
+        runner = self.engine.scheduler._runner
+        advance = runner.advance
+
+        def slowly(*arguments: Any) -> Any:
+            time.sleep(0.02)
+            return advance(*arguments)
+
+        runner.advance = slowly  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            runner.advance = advance  # type: ignore[method-assign]
+
+    def close(self) -> None:
+        self.server.should_exit = True
+        self._thread.join(20)
+        self.engine.scheduler.close()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends, "it never happened"
+        time.sleep(0.002)

@@ -1,0 +1,141 @@
+"""OpenAI's Responses, as its own client uses them; and the document that describes all interfaces."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from live_server import Live
+
+LOOK: Any = {"type": "function", "name": "look", "parameters": {"type": "object", "properties": {"place": {}}}}
+
+
+def create(client: openai.OpenAI, **options: Any) -> Any:
+    return client.responses.create(**{"model": "tiny", "temperature": 0.0, "max_output_tokens": 12, **options})
+
+
+def test_a_response_says_what_a_chat_says(client: openai.OpenAI) -> None:
+    response = create(client, input="hello world")
+    messages: Any = [{"role": "user", "content": "hello world"}]
+    chat = client.chat.completions.create(model="tiny", messages=messages, temperature=0.0, max_completion_tokens=12)
+    assert response.output_text == chat.choices[0].message.content
+    assert response.status == "incomplete"
+    assert response.incomplete_details.reason == "max_output_tokens"
+    assert response.usage.input_tokens == chat.usage.prompt_tokens
+
+
+def test_events_tell_the_same(client: openai.OpenAI) -> None:
+    whole = create(client, input="hello world", instructions="say one")
+    events = list(create(client, input="hello world", instructions="say one", stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert events[0].type == "response.created"
+    assert events[-1].type == "response.incomplete"
+    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == whole.output_text == events[-1].response.output_text
+    assert [item.type for item in events[-1].response.output] == ["message"]
+
+
+def test_functions_are_called_and_answered(client: openai.OpenAI) -> None:
+    options = {"tools": [LOOK], "tool_choice": "required", "parallel_tool_calls": False, "max_output_tokens": 400}
+    response = create(client, input="hello", **options, extra_body={"seed": 3}, temperature=1.0)
+    call = response.output[-1]
+    assert (call.type, call.name) == ("function_call", "look")
+    json.loads(call.arguments)
+    events = list(create(client, input="hello", **options, extra_body={"seed": 3}, temperature=1.0, stream=True))
+    done = [event for event in events if event.type == "response.function_call_arguments.done"]
+    assert [event.arguments for event in done] == [call.arguments]
+    turns: Any = [
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hello"}]},
+        {"type": "function_call", "call_id": call.call_id, "name": call.name, "arguments": call.arguments},
+        {"type": "function_call_output", "call_id": call.call_id, "output": "a wall"},
+    ]
+    assert create(client, input=turns, tools=[LOOK]).output_text
+
+
+def test_json_of_a_schema(client: openai.OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "boolean"}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    form: Any = {"format": {"type": "json_schema", "name": "x", "schema": schema}}
+    assert json.loads(create(client, input="hello", text=form).output_text).keys() == {"a"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"previous_response_id": "resp_1"},
+        {"input": []},
+        {"input": [{"type": "computer_call"}]},
+        {"input": [{"role": "user", "content": [{"type": "input_file"}]}]},
+        {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://127.0.0.1/x"}]}]},
+        {"tools": [{"type": "web_search"}]},
+        {"tools": [{"type": "function"}]},
+    ],
+)
+def test_what_is_not_supported_is_refused(live: Live, change: dict[str, Any]) -> None:
+    answer = httpx.post(
+        f"{live.url}/v1/responses", json={"input": "hello", "max_output_tokens": 1, **change}, timeout=60
+    )
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+# ---- what describes the server --------------------------------------------------------------------------
+
+
+def test_models(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").owned_by == "cellmd"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")
+
+
+def test_the_openapi_document_is_true(live: Live) -> None:
+    document = httpx.get(f"{live.url}/openapi.json").json()
+    routes = {
+        (route.path.replace(":path", ""), method.lower())
+        for route in live.routes
+        for method in route.methods
+        if method != "HEAD"
+    }
+    assert {(path, method) for path, about in document["paths"].items() for method in about} == routes
+    schemas = document["components"]["schemas"]
+
+    def check(node: Any) -> None:
+        if isinstance(node, dict):
+            if "$ref" in node:
+                assert node["$ref"].removeprefix("#/components/schemas/") in schemas
+            for value in node.values():
+                check(value)
+        elif isinstance(node, list):
+            for value in node:
+                check(value)
+
+    check(document)
+    for path, methods in document["paths"].items():
+        for method, about in methods.items():
+            answer = httpx.request(method, live.url + path.replace("{name}", "no-such"), timeout=60)
+            assert str(answer.status_code) in about["responses"], (path, answer.status_code)
+            declared = about["responses"][str(answer.status_code)]["content"]
+            assert answer.headers["content-type"].partition(";")[0] in declared or "*/*" in declared
+
+
+def test_metrics(live: Live) -> None:
+    def values() -> dict[str, float]:
+        lines = httpx.get(f"{live.url}/metrics").text.splitlines()
+        return {line.split()[0]: float(line.split()[1]) for line in lines if not line.startswith("#")}
+
+    own = 'cellmd_http_answers_total{path="/metrics",status="200"}'
+    first, second = values(), values()
+    assert first["cellmd_slots"] == 3
+    assert first["cellmd_running"] == 0
+    assert second[own] == first.get(own, 0) + 1
+    httpx.get(f"{live.url}/a/path/nobody/knows")
+    assert not any("nobody" in name for name in values())
