@@ -20,7 +20,7 @@ from cellmd.quant import PackedTensor
 from cellmd.quant.feedback import InputMoments, encode_with_feedback
 
 Progress = Callable[[int, int, str], None]
-"""Called with the bytes of the calibrated tensors that are done, of all of them, and the name of the one in hand."""
+"""Called with the bytes that are done of the tensors the two passes go through, all of them, and what is in hand."""
 
 EMBEDDING = f"{DECODER}embed_tokens.weight"
 
@@ -63,6 +63,8 @@ class _Calibration:
             and each.spec.role in ("matrix", "embedding")
         }
         self._total = sum(each.source_bytes for each in self._planned.values())
+        if EMBEDDING in self._planned:  # the layers run once more, for the embedding's moments
+            self._total += sum(self._layer_bytes(layer.index) for layer in self._config.layers)
         self._done = 0
         tensors = placeholders(plan)
         self._float_run = Stream(self._source, self._config, tensors)
@@ -93,6 +95,7 @@ class _Calibration:
             for piece in range(len(self._pieces)):
                 self._float_run.run(layer.index, piece, keep=True)
             self._forget()
+            self._report(self._layer_bytes(layer.index), f"{DECODER}layers.{layer.index}")
         moments = InputMoments(self._config.d_model)
         for piece in range(len(self._pieces)):
             hidden = self._float_run.head_input(piece)
@@ -121,9 +124,16 @@ class _Calibration:
             planned = self._planned[name]
             weights = self._source.whole(name)
             self._stored.packed[name] = encode_with_feedback(name, weights, planned.coding, moments[name], self._pool)
-            self._done += planned.source_bytes
-            if self._progress is not None:
-                self._progress(self._done, self._total, name)
+            self._report(planned.source_bytes, name)
+
+    def _layer_bytes(self, index: int) -> int:
+        prefix = f"{DECODER}layers.{index}."
+        return sum(each.source_bytes for name, each in self._planned.items() if name.startswith(prefix))
+
+    def _report(self, n_bytes: int, name: str) -> None:
+        self._done += n_bytes
+        if self._progress is not None:
+            self._progress(self._done, self._total, name)
 
     def _forget(self) -> None:
         self._source.forget()

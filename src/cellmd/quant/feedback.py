@@ -34,6 +34,9 @@ DAMPING = 0.1
 DRIFT_SHARE = 0.5
 """How much of the move towards the inputs of the stored model is made. Measured likewise."""
 
+_EXACT_COLUMNS = 4096
+"""Wider moments are kept in float32: at 12,288 columns each of several copies takes 1.2 GB in float64."""
+
 _BLOCK_COLUMNS = 128
 _CHUNK_ROWS = 4096
 _SHRINKS = np.linspace(1.06, 0.55, 18, dtype=np.float32)
@@ -42,12 +45,13 @@ _SHRINKS = np.linspace(1.06, 0.55, 18, dtype=np.float32)
 class InputMoments:
     """Second moments of the inputs of a matrix of K columns, summed over calibration rows.
 
-    gram: float64 (K, K), sum of x^T x over the inputs in the stored model. drift: the same of (x_source - x)^T x.
+    gram: (K, K), sum of x^T x over the inputs in the stored model. drift: the same of (x_source - x)^T x.
     """
 
     def __init__(self, n_columns: int) -> None:
-        self.gram = np.zeros((n_columns, n_columns))
-        self.drift = np.zeros((n_columns, n_columns))
+        dtype = np.float64 if n_columns <= _EXACT_COLUMNS else np.float32
+        self.gram = np.zeros((n_columns, n_columns), dtype)
+        self.drift = np.zeros((n_columns, n_columns), dtype)
 
     def add(self, stored: np.ndarray, source: np.ndarray) -> None:
         """Rows of inputs float32 (N, K), in the stored model and in the source."""
@@ -69,13 +73,15 @@ class _Feedback:
     def of(cls, moments: InputMoments, damping: float, drift_share: float) -> _Feedback:
         gram = moments.gram.copy()
         mean = float(np.trace(gram)) / len(gram) or 1.0
-        gram[np.diag_indices_from(gram)] += damping * mean
+        gram[np.diag_indices_from(gram)] += damping * mean  # also keeps the condition within float32's reach
         order = np.argsort(-gram.diagonal(), kind="stable")
         # R R^T with R upper triangular: the Cholesky factor of the matrix turned by half a turn, turned back.
         upper = np.linalg.cholesky(gram[np.ix_(order[::-1], order[::-1])])[::-1, ::-1]
         factor = np.ascontiguousarray((upper / upper.diagonal()).T, dtype=np.float32)
-        move = np.linalg.solve(gram, drift_share * moments.drift.T).T.astype(np.float32)
-        return cls(order, factor, (gram.diagonal() / mean).astype(np.float32), move)
+        importance = (gram.diagonal() / mean).astype(np.float32)
+        move = np.linalg.solve(gram, moments.drift.T).T.astype(np.float32)
+        move *= np.float32(drift_share)
+        return cls(order, factor, importance, move)
 
 
 def encode_with_feedback(
