@@ -25,6 +25,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+_BODIES_AT_ONCE = 4
+"""So many bodies of the largest size may be in memory."""
+
 _PUBLIC = ("/", "/health", "/openapi.json")
 _SECURITY = {
     "X-Content-Type-Options": "nosniff",
@@ -48,6 +51,7 @@ class Guard:
         self._settings = settings
         self._metrics = metrics
         self._running = 0
+        self._held_bytes = 0  # of the bodies of all requests that are running
         self._key = None if settings.api_key is None else _digest(settings.api_key)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,12 +62,13 @@ class Guard:
         origin = self._allowed_origin(scope, headers)
         answer = _Answer(send, origin, self._settings.send_seconds)
         self._running += 1
+        held = _Held()
         try:
             self._check(scope, headers, origin)
             if scope["method"] == "OPTIONS" and origin is not None:
                 await _preflight()(scope, receive, answer.send)
             else:
-                body = await self._body(headers, receive)
+                body = await self._body(headers, receive, held)
                 await self.app(scope, _replay(body, receive), answer.send)
         except _GoneError:
             pass
@@ -73,6 +78,7 @@ class Guard:
             await as_api_error(error).response()(scope, receive, answer.send)
         finally:
             self._running -= 1
+            self._held_bytes -= held.n_bytes
             self._metrics.answered(scope["path"], answer.status)
 
     def _check(self, scope: Scope, headers: Headers, origin: str | None) -> None:
@@ -98,13 +104,12 @@ class Guard:
         origin = headers.get("origin")
         return origin if origin in self._settings.origins else None
 
-    async def _body(self, headers: Headers, receive: Receive) -> bytes:
+    async def _body(self, headers: Headers, receive: Receive, held: _Held) -> bytes:
         limit = self._settings.max_body_bytes
         declared = headers.get("content-length", "0")
         if not declared.isdigit() or int(declared) > limit:
             raise ApiError(413, f"a request may have {limit:,} bytes", code="body_too_large")
         chunks: list[bytes] = []
-        size = 0
         try:
             async with asyncio.timeout(self._settings.body_seconds):
                 while True:
@@ -112,15 +117,24 @@ class Guard:
                     if message["type"] == "http.disconnect":
                         raise _GoneError
                     chunk = message.get("body", b"")
-                    size += len(chunk)
-                    if size > limit:
+                    held.n_bytes += len(chunk)
+                    self._held_bytes += len(chunk)
+                    if held.n_bytes > limit:
                         raise ApiError(413, f"a request may have {limit:,} bytes", code="body_too_large")
+                    if self._held_bytes > _BODIES_AT_ONCE * limit:
+                        raise ApiError(503, "too many large requests are running already", code="overloaded")
                     chunks.append(chunk)
                     if not message.get("more_body", False):
                         return b"".join(chunks)
         except TimeoutError:
             seconds = self._settings.body_seconds
             raise ApiError(408, f"the request did not arrive within {seconds:g} s", code="timeout") from None
+
+
+class _Held:
+    """Bytes of one request's body."""
+
+    n_bytes = 0
 
 
 class _GoneError(Exception):

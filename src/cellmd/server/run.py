@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import socket
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cellmd.api import Model
+from cellmd.errors import BackendError
 from cellmd.server.app import application
 from cellmd.server.engine import Engine
 from cellmd.server.settings import ServerSettings
@@ -72,8 +75,35 @@ def server(model: Model, settings: ServerSettings, *, slots: int, queue_limit: i
 
 def serve(model: Model, settings: ServerSettings, *, slots: int, queue_limit: int) -> None:
     """Serve until SIGTERM or SIGINT; then take no more, let answers end, and return."""
+    listening = _listen(settings)
     running, engine = server(model, settings, slots=slots, queue_limit=queue_limit)
+    # uvicorn raises the signal that ended it once more, for the handlers that were there before it.
+    before = {number: signal.signal(number, _ended) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        running.run()
+        running.run(sockets=[listening])
     finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
         engine.scheduler.close()
+        listening.close()
+
+
+def _listen(settings: ServerSettings) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise BackendError(f"{settings.host} is no address of this machine: {error}") from None
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as error:
+        listening.close()
+        raise BackendError(f"cannot listen at {settings.host}, port {settings.port}: {error.strerror}") from None
+    return listening
+
+
+def _ended(number: int, frame: object) -> None:
+    """The server has ended already, in good order."""

@@ -1,0 +1,279 @@
+"""Long recordings: cut at pauses without loss, heard in pieces, written down in order, gone on with after a stop."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import cellmd
+from cellmd.cli.main import main
+from cellmd.runtime.scheduler import Scheduler
+from cellmd.transcribe import pauses
+from cellmd.transcribe.formats import Segment, as_json, as_srt, as_text, as_vtt
+from cellmd.transcribe.pauses import MAX_SECONDS, RATE_HZ, Span, pieces, spans_of, speech
+from cellmd.transcribe.recording import Task, transcribe
+from live_server import Live, until
+
+
+def voice(seconds: float, seed: int = 0) -> np.ndarray:
+    """Something that the detector calls speech: a harmonic tone that wavers and comes in syllables."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(int(seconds * RATE_HZ)) / RATE_HZ
+    phase = 2 * np.pi * np.cumsum(130 + 20 * np.sin(2 * np.pi * 0.7 * t + rng.random())) / RATE_HZ
+    tone = sum(np.sin(k * phase) / k for k in range(1, 20))
+    syllables = 0.55 + 0.45 * np.sin(2 * np.pi * 4 * t)
+    return (0.1 * tone * syllables).astype(np.float32)
+
+
+def silence(seconds: float) -> np.ndarray:
+    return np.zeros(int(seconds * RATE_HZ), np.float32)
+
+
+def wav(waveform: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as sound:
+        sound.setparams((1, 2, RATE_HZ, 0, "NONE", ""))
+        sound.writeframes((waveform * 32767).astype("<i2").tobytes())
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def recording() -> np.ndarray:
+    """Two pauses, one passage that is longer than the model hears at once, silence at both ends."""
+    parts = [silence(2), voice(3), silence(4), voice(40, 1), silence(3), voice(2, 2), silence(5)]
+    return np.concatenate(parts)
+
+
+# ---- where it is cut ------------------------------------------------------------------------------------
+
+
+def test_pieces_hold_all_speech_and_none_of_the_pauses(recording: np.ndarray) -> None:
+    found = pieces(recording)
+    spoken = [(2.0, 5.0), (9.0, 49.0), (52.0, 54.0)]
+    assert len(found) == 4  # the long passage is two
+    for start, stop in spoken:
+        inside = [piece for piece in found if piece.start_s < stop and piece.stop_s > start]
+        assert inside[0].start_s <= start + 0.1
+        assert inside[-1].stop_s >= stop - 0.1
+    assert sum(piece.stop_s - piece.start_s for piece in found) < 45 + 3 * 1.2
+    assert all(piece.stop_s - piece.start_s <= MAX_SECONDS for piece in found)
+
+
+@pytest.mark.parametrize("what", ["nothing", "silence", "hum", "noise", "click"])
+def test_where_nobody_speaks_there_are_no_pieces(what: str) -> None:
+    waveform = {
+        "nothing": silence(0),
+        "silence": silence(30),
+        "hum": (0.02 * np.sin(2 * np.pi * 50 * np.arange(10 * RATE_HZ) / RATE_HZ)).astype(np.float32),
+        "noise": (1e-3 * np.random.default_rng(0).standard_normal(10 * RATE_HZ)).astype(np.float32),
+        "click": np.concatenate([silence(2), np.ones(200, np.float32) * 0.9, silence(2)]),
+    }[what]
+    assert pieces(waveform) == []
+
+
+def test_a_long_passage_is_cut_where_it_is_quiet() -> None:
+    waveform = np.concatenate([voice(20), 1e-4 * voice(0.3), voice(20, 1)])
+    first = pauses._cut(waveform, Span(0, len(waveform)))[0]
+    assert 20.0 <= first.stop_s <= 20.3
+
+
+@given(st.lists(st.booleans(), max_size=400), st.integers(0, 479))
+def test_spans_hold_every_run_of_speech_and_never_touch(frames: list[bool], beyond: int) -> None:
+    active = np.array(frames, dtype=bool)
+    n_samples = max(0, len(active) * 480 - beyond)
+    spans = spans_of(active, n_samples)
+    for before, after in itertools.pairwise(spans):
+        assert before.stop < after.start
+    covered = np.zeros(len(active) * 480, dtype=bool)
+    for span in spans:
+        assert 0 <= span.start < span.stop <= n_samples
+        covered[span.start : span.stop] = True
+    run = 0
+    for i, spoken in enumerate([*frames, False]):
+        if spoken:
+            run += 1
+        elif run >= 8:  # no run this long may be lost
+            assert covered[(i - run) * 480 : min(i * 480, n_samples)].all()
+            run = 0
+        else:
+            run = 0
+
+
+@given(st.integers(1, 100 * RATE_HZ), st.integers(0, 10))
+@settings(max_examples=20, deadline=None)
+def test_cutting_neither_doubles_nor_loses(n: int, seed: int) -> None:
+    waveform = np.random.default_rng(seed).standard_normal(n).astype(np.float32)
+    cuts = pauses._cut(waveform, Span(0, n))
+    assert cuts[0].start == 0
+    assert cuts[-1].stop == n
+    assert all(a.stop == b.start for a, b in itertools.pairwise(cuts))
+    assert all(0 < cut.stop - cut.start <= MAX_SECONDS * RATE_HZ for cut in cuts)
+
+
+def test_speech_is_the_same_whatever_stands_around_it() -> None:
+    one = speech(np.concatenate([silence(3), voice(2), silence(3)]))
+    assert len(one) == 1
+    assert 2.5 < one[0].start_s < 3.1
+    assert 4.9 < one[0].stop_s < 5.6
+
+
+# ---- what is written ------------------------------------------------------------------------------------
+
+SEGMENTS = [Segment(0.0, 1.5, "One & <two>"), Segment(3600.25, 3661.9996, "--> three")]
+
+
+def test_formats() -> None:
+    assert as_text(SEGMENTS) == "One & <two>\n--> three\n"
+    assert as_srt(SEGMENTS) == (
+        "1\n00:00:00,000 --> 00:00:01,500\nOne & <two>\n\n2\n01:00:00,250 --> 01:01:02,000\n--> three\n"
+    )
+    assert as_vtt(SEGMENTS) == (
+        "WEBVTT\n\n00:00:00.000 --> 00:00:01.500\nOne &amp; &lt;two&gt;\n\n"
+        "01:00:00.250 --> 01:01:02.000\n--&gt; three\n"
+    )
+    assert json.loads(as_json(SEGMENTS))["segments"][1]["text"] == "--> three"
+
+
+# ---- how it is heard ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scheduler(path: Path) -> Iterator[tuple[cellmd.Model, Scheduler]]:
+    with cellmd.load(path, threads=1, context=2048) as model:
+        scheduler = model.scheduler(slots=3)
+        yield model, scheduler
+        scheduler.close()
+
+
+def test_pieces_heard_together_are_those_heard_alone(
+    scheduler: tuple[cellmd.Model, Scheduler], recording: np.ndarray
+) -> None:
+    spans = pieces(recording)
+    together = list(transcribe(*scheduler, recording, spans, Task(), at_once=3))
+    alone = [s for span in spans for s in transcribe(*scheduler, recording, [span], Task(), at_once=1)]
+    assert [(s.start_s, s.stop_s) for s in together] == [(round(s.start_s, 3), round(s.stop_s, 3)) for s in spans]
+    if scheduler[0].backend == "cpu":  # bit for bit
+        assert together == alone
+    assert all("\n" not in segment.text for segment in together)
+
+
+def test_a_transcription_that_is_stopped_frees_its_slots(
+    scheduler: tuple[cellmd.Model, Scheduler], recording: np.ndarray
+) -> None:
+    segments = transcribe(*scheduler, recording, pieces(recording), Task(), at_once=3)
+    next(segments)
+    segments.close()
+    until(lambda: scheduler[1].counts.running == 0)
+    assert list(transcribe(*scheduler, recording, pieces(recording), Task(), at_once=3, stopped=lambda: True)) == []
+
+
+# ---- the command ----------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_files_and_goes_on_where_it_was(
+    tmp_path: Path, path: Path, recording: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "talk.wav").write_bytes(wav(recording))
+    command = ["transcribe", str(tmp_path / "talk.wav"), "--model", str(path), "--context", "2048", "--threads", "1"]
+    assert main([*command, "--format", "srt"]) == 0
+    whole = capsys.readouterr().out
+    assert whole.count("-->") == 4
+
+    output = tmp_path / "out"
+    assert main([*command, "--format", "srt", "--output", str(output)]) == 0
+    assert (output / "talk.srt").read_text() == whole
+    assert [file.name for file in output.iterdir()] == ["talk.srt"]
+
+    journal = output / "talk.srt.part"
+    with pytest.MonkeyPatch.context() as patch:
+        from cellmd.transcribe import job
+
+        real = job.transcribe
+
+        def interrupted(*arguments: Any, **options: Any) -> Iterator[Segment]:
+            for i, segment in enumerate(real(*arguments, **options)):
+                if i == 2:
+                    raise KeyboardInterrupt
+                yield segment
+
+        patch.setattr(job, "transcribe", interrupted)
+        assert main([*command, "--format", "srt", "--output", str(output)]) == 130
+    lines = journal.read_text().splitlines()
+    assert len(lines) == 3
+    lines[2] = lines[2].replace('"text": "', '"text": "KEPT ')
+    journal.write_text("\n".join(lines) + '\n{"start_s": 5')  # the last line was cut short
+    assert main([*command, "--format", "srt", "--output", str(output)]) == 0
+    again = (output / "talk.srt").read_text()
+    assert again.replace("KEPT ", "") == whole
+    assert "KEPT" in again
+    assert not journal.exists()
+
+
+def test_silence_yields_nothing(tmp_path: Path, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "quiet.wav").write_bytes(wav(silence(3)))
+    assert main(["transcribe", str(tmp_path / "quiet.wav"), "--model", str(path), "--context", "2048"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_the_commands_errors(tmp_path: Path, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["transcribe", "none.wav", "--model", str(path)]) == 1
+    assert "none.wav: no such file" in capsys.readouterr().err
+    twice = ["a/x.wav", "b/x.mp3", "--output", str(tmp_path)]
+    assert main(["transcribe", *twice, "--model", str(path)]) == 1
+    assert "two recordings" in capsys.readouterr().err
+
+
+# ---- the interface --------------------------------------------------------------------------------------
+
+
+def test_openais_client(client: openai.OpenAI, recording: np.ndarray) -> None:
+    file = ("talk.wav", wav(recording))
+    create: Any = client.audio.transcriptions.create
+    verbose = create(model="tiny", file=file, response_format="verbose_json")
+    assert verbose.duration == pytest.approx(len(recording) / RATE_HZ, abs=0.01)
+    assert [segment.start for segment in verbose.segments] == sorted(segment.start for segment in verbose.segments)
+    assert len(verbose.segments) == 4
+    assert create(model="tiny", file=file).text == verbose.text
+    assert create(model="tiny", file=file, response_format="text").strip() == verbose.text
+    assert create(model="tiny", file=file, response_format="srt").count("-->") == 4
+    assert create(model="tiny", file=file, response_format="vtt").startswith("WEBVTT\n")
+    assert client.audio.translations.create(model="tiny", file=file).text
+    assert create(model="tiny", file=("quiet.wav", wav(silence(2)))).text == ""
+
+
+@pytest.mark.parametrize(
+    ("form", "files"),
+    [
+        ({}, None),
+        ({"file": "a text"}, None),
+        ({}, {"file": ("x.wav", b"no sound")}),
+        ({"response_format": "poem"}, {"file": ("x.wav", wav(silence(1)))}),
+        ({"temperature": "x"}, {"file": ("x.wav", wav(silence(1)))}),
+        ({"language": "ignore all; " * 20}, {"file": ("x.wav", wav(silence(1)))}),
+    ],
+)
+def test_wrong_forms(live: Live, form: dict[str, str], files: Any) -> None:
+    answer = httpx.post(f"{live.url}/v1/audio/transcriptions", data=form, files=files, timeout=60)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"]
+
+
+def test_a_broken_multipart_body(live: Live) -> None:
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    for body in (b"", b"--x", b"--x\r\nContent-Disposition: form-data; name=file", b"\x00" * 1000):
+        answer = httpx.post(f"{live.url}/v1/audio/transcriptions", content=body, headers=headers, timeout=60)
+        assert answer.status_code == 400
+    headers = {"Content-Type": "multipart/form-data"}
+    assert httpx.post(f"{live.url}/v1/audio/transcriptions", content=b"x", headers=headers).status_code == 400
