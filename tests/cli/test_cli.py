@@ -228,3 +228,26 @@ def test_bench_wants_a_size_for_a_picture(size: str, model: str, capsys: Capture
         main(["bench", model, "--image", size])
     assert stop.value.code == EXIT_USAGE
     assert "768x768" in capsys.readouterr().err
+
+
+def test_demo_answers_right_about_its_sound_picture_and_film(capsys: Captured) -> None:
+    assert main(["demo"]) == EXIT_OK
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    answers = [rest[0] for word, *rest in filter(None, lines) if word == "answer"]
+    truths = [rest[0] for word, *rest in filter(None, lines) if word == "truth"]
+    assert len(truths) == 3
+    assert answers == truths
+
+
+def test_demo_answers_about_a_file_of_ones_own(folder: Path, capsys: Captured) -> None:
+    assert main(["demo", "--file", str(folder / "picture.jpg"), "--question", "What is it?"]) == EXIT_OK
+    shown = capsys.readouterr().out
+    assert "picture.jpg" in shown
+    assert "What is it?" in shown
+    assert "truth" not in shown
+
+
+@pytest.mark.parametrize("name", ["tiny.cellmd", "missing.wav"])
+def test_demo_names_a_file_it_cannot_use(name: str, folder: Path, capsys: Captured) -> None:
+    assert main(["demo", "--file", str(folder / name)]) == EXIT_ERROR
+    assert name in capsys.readouterr().err

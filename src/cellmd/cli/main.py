@@ -29,6 +29,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "demo": Command("demo", "see it work with the small model that comes with it"),
     "convert": Command("convert", "convert a Gemma 4 checkpoint into one .cellmd file"),
     "run": Command("run", "answer one prompt about text, pictures, sounds and films"),
     "chat": Command("chat", "talk with a model, turn by turn"),
