@@ -30,7 +30,7 @@ _QUESTIONS = {
 }
 _NEXT = """
 The real model, Gemma 4 E2B: accept its licence at huggingface.co/google/gemma-4-E2B-it, then
-    pip install 'cellmd[hub]' && cellmd convert --input google/gemma-4-E2B-it --output gemma-4-E2B-it.cellmd
+    pip install huggingface_hub && cellmd convert --input google/gemma-4-E2B-it --output gemma-4-E2B-it.cellmd
     cellmd run gemma-4-E2B-it.cellmd "What is said here?" --audio note.m4a"""
 
 
