@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from cellmd.errors import (
     ArgumentError,
     BackendError,
+    BusyError,
     CellmdError,
     CheckpointError,
     ContainerError,
@@ -49,6 +50,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ArgumentError",
     "BackendError",
+    "BusyError",
     "CellmdError",
     "Chat",
     "CheckpointError",
@@ -110,8 +112,8 @@ def convert(
     scale in every quantised tensor, 32, 64, 128 or 256; 0 for a whole row; None for the recipe's own choice.
     progress: called with (bytes done, bytes in all, tensor name). threads: None for all cores.
     copy_tokenizer: also write STEM.tokenizer.json beside the file, which holds the tokenizer anyway.
-    calibrate: choose the decoder's codes for the inputs its matrices get on some text: "default" for the text that
-    comes with cellmd, or a folder of .txt files. Takes minutes, keeps much more of the model (docs/quantisation.md).
+    calibrate: choose codes for the inputs that each matrix gets: on "default", the text that comes with cellmd, or on a
+    folder of texts (.txt), sounds and pictures. Keeps much more of the model, takes minutes (docs/quantisation.md).
 
     The same source and options give the same bytes (with `calibrate`: on the same machine). The file appears complete
     or not at all.
@@ -122,7 +124,7 @@ def convert(
     run = import_module("cellmd.convert.convert").convert
     rounder = None
     if calibrate is not None:
-        rounder = import_module("cellmd.calibration.text").TextCalibration.find(calibrate, progress)
+        rounder = import_module("cellmd.calibration.material").Calibration.find(calibrate, progress)
     report: ConversionReport = run(
         source if isinstance(source, str) else Path(source),
         Path(target),
