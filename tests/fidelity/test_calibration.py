@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import wave
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import cellmd
-from cellmd.calibration.text import TextCalibration
+from cellmd.calibration.material import Calibration
 from cellmd.container import Container
 from cellmd.convert.checkpoint import Checkpoint
 from cellmd.convert.plan import plan_conversion
@@ -21,7 +22,7 @@ from cellmd.processors.features import Prompt
 from checkpoints import make_checkpoint
 from gemma3_checkpoint import make_gemma3
 
-WORDS = ("the old house stands by the river and nobody knows who built it " * 400).split()
+WORDS = ("the old house stands by the river and nobody knows who built it " * 50).split()
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_a_calibrated_file_computes_more_nearly_what_the_source_does(kind: str, 
     assert [step[0] for step in rounded] == sorted(step[0] for step in rounded)
     assert rounded[-1][0] == rounded[-1][1]
 
-    calibration = TextCalibration.find(texts)
+    calibration = Calibration.find(texts)
     with cellmd.load(tmp_path / "float.cellmd", backend="reference") as model:
         ids = tuple(calibration.pieces(model.processor.tokenizer, 2)[-1])
     exact, nearest, calibrated = (
@@ -118,22 +119,57 @@ def test_the_text_that_comes_with_cellmd_fills_every_piece(tmp_path: Path) -> No
         from cellmd.processors.tokenizer import open_tokenizer
 
         tokenizer = open_tokenizer(checkpoint.assets)
-        pieces = TextCalibration.find("default").pieces(tokenizer, 2)
+        pieces = Calibration.find("default").pieces(tokenizer, 2)
     assert {len(piece) for piece in pieces} == {512}
     assert all(piece[0] == 2 for piece in pieces)
 
 
 def test_what_is_no_calibration_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="neither 'default' nor a folder"):
-        TextCalibration.find(tmp_path / "nowhere")
+        Calibration.find(tmp_path / "nowhere")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     with pytest.raises(ArgumentError, match="cannot be read"):
-        TextCalibration.find(tmp_path)
+        Calibration.find(tmp_path)
     (tmp_path / "latin.txt").write_text("short")
     source = make_gemma3(tmp_path / "source")
-    with pytest.raises(ArgumentError, match="give it more text"):
+    with pytest.raises(ArgumentError, match="give it more"):
         cellmd.convert(source, tmp_path / "x.cellmd", calibrate=tmp_path)
     assert not list(tmp_path.glob("*.cellmd"))
+
+
+def test_sounds_and_pictures_calibrate_the_towers_too(tmp_path: Path, texts: Path) -> None:
+    from PIL import Image
+
+    rng = np.random.default_rng(3)
+    Image.fromarray(rng.integers(0, 255, (96, 144, 3), np.uint8)).save(texts / "noise.png")
+    with wave.open(str(texts / "noise.wav"), "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(16_000)
+        sound.writeframes(rng.integers(-9000, 9000, 32_000, np.int16).tobytes())
+    source = make_checkpoint(tmp_path / "source", dtype="float32")
+    for name, options in (("float", {"recipe": "float"}), ("nearest", {}), ("calibrated", {"calibrate": texts})):
+        cellmd.convert(source, tmp_path / f"{name}.cellmd", **options)  # type: ignore[arg-type]
+    soft = {}
+    for name in ("float", "nearest", "calibrated"):
+        with cellmd.load(tmp_path / f"{name}.cellmd", backend="reference") as model:
+            prompt = model.prepare("What is this?", images=[texts / "noise.png"], audio=[texts / "noise.wav"])
+            soft[name] = [values.values for values in model._runner.encode(prompt.media)[0]]
+    for exact, nearest, calibrated in zip(*(soft[name] for name in ("float", "nearest", "calibrated")), strict=True):
+        assert np.mean((calibrated - exact) ** 2) < 0.9 * np.mean((nearest - exact) ** 2)
+
+    (texts / "noise.wav").unlink()
+    cellmd.convert(source, tmp_path / "pictures.cellmd", calibrate=texts)
+    with (
+        Container.open(tmp_path / "pictures.cellmd") as pictures,
+        Container.open(tmp_path / "calibrated.cellmd") as both,
+        Container.open(tmp_path / "nearest.cellmd") as neither,
+    ):
+        for name, packed in pictures.tensors.items():
+            if "vision_tower" in name:
+                np.testing.assert_array_equal(packed.data, both.tensors[name].data)
+            if "audio" in name:  # no sound, so left as it is without calibration
+                np.testing.assert_array_equal(packed.data, neither.tensors[name].data)
 
 
 def test_tables_are_rounded_for_the_stored_run_as_in_the_file(tmp_path: Path) -> None:

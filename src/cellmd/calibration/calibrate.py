@@ -1,8 +1,10 @@
-"""Goes through the decoder and rounds its matrices with error feedback, each for the inputs it will have.
+"""Goes through the model and rounds its matrices with error feedback, each for the inputs it will have.
 
-The embedding, which is the output head too, comes first: its inputs as a head are the source's last hidden states. Then
-each layer: source and stored model run it side by side, the moments of its inputs are summed, its matrices are rounded,
-and the stored model runs it again with what it then holds. So every matrix answers for the errors made before it.
+Towers come first: the source's encode the media, and the moments of their matrices' inputs are summed on the way. A
+tower that meets no media is not touched. The embedding, which is the output head too, comes next: its inputs as a head
+are the source's last hidden states. Then each layer: source and stored model run it side by side, the moments of its
+inputs are summed, its matrices are rounded, and the stored model runs it again with what it then holds. So every matrix
+answers for the errors made before it.
 """
 
 from __future__ import annotations
@@ -13,11 +15,22 @@ from functools import partial
 
 import numpy as np
 
-from cellmd.calibration.streams import DECODER, SourceValues, StoredValues, Stream, placeholders
+from cellmd.calibration.streams import (
+    DECODER,
+    RecordingOps,
+    SourceValues,
+    StoredValues,
+    Stream,
+    unread_tensors,
+)
 from cellmd.convert.checkpoint import Checkpoint
 from cellmd.convert.plan import PlannedTensor
+from cellmd.models.gemma4 import Gemma4
+from cellmd.processors.features import AudioFeatures, ImageFeatures, Prompt
 from cellmd.quant import PackedTensor
 from cellmd.quant.feedback import InputMoments, encode_with_feedback
+from cellmd.runtime.batch import Sequence as Running
+from cellmd.runtime.batch import SoftTokens
 
 Progress = Callable[[int, int, str], None]
 """Called with the bytes that are done of the tensors the two passes go through, all of them, and what is in hand."""
@@ -28,16 +41,17 @@ EMBEDDING = f"{DECODER}embed_tokens.weight"
 def calibrate(
     checkpoint: Checkpoint,
     plan: Sequence[PlannedTensor],
-    pieces: Sequence[Sequence[int]],
+    prompts: Sequence[Prompt],
     n_threads: int,
     progress: Progress | None = None,
 ) -> dict[str, PackedTensor]:
-    """The decoder's quantised matrices of a planned conversion as they are to be stored, by name.
+    """The quantised matrices of a planned conversion as they are to be stored, by name: the decoder's, and those of
+    towers that the prompts have media for. Tables are not among the result.
 
-    pieces: token ids of calibration texts. Towers and tables are not among the result. Memory: the hidden states of
-    all pieces four times, one layer's weights and moments, and the stored matrices.
+    Memory: the hidden states of all prompts four times, one layer's weights and moments, and the stored matrices; for
+    media, a tower's weights and all of its moments.
     """
-    return _Calibration(checkpoint, plan, pieces, n_threads, progress).run()
+    return _Calibration(checkpoint, plan, prompts, n_threads, progress).run()
 
 
 class _Calibration:
@@ -45,59 +59,87 @@ class _Calibration:
         self,
         checkpoint: Checkpoint,
         plan: Sequence[PlannedTensor],
-        pieces: Sequence[Sequence[int]],
+        prompts: Sequence[Prompt],
         n_threads: int,
         progress: Progress | None,
     ) -> None:
         self._source = SourceValues(checkpoint)
         self._stored = StoredValues(self._source, plan)
         self._config = checkpoint.config.text
-        self._pieces = pieces
+        self._model_config = checkpoint.config
+        self._prompts = prompts
         self._n_threads = n_threads
         self._progress = progress
         self._planned = {
             each.spec.name: each
             for each in plan
             if each.coding.quantised
-            and each.spec.name.startswith(DECODER)
             and each.spec.role in ("matrix", "embedding")
+            and (each.spec.name.startswith(DECODER) or each.spec.component in self._components_met())
         }
         self._total = sum(each.source_bytes for each in self._planned.values())
         if EMBEDDING in self._planned:  # the layers run once more, for the embedding's moments
             self._total += sum(self._layer_bytes(layer.index) for layer in self._config.layers)
         self._done = 0
-        tensors = placeholders(plan)
-        self._float_run = Stream(self._source, self._config, tensors)
-        self._stored_run = Stream(self._stored, self._config, tensors)
+        self._tensors = unread_tensors(plan)
+        self._float_run = Stream(self._source, self._config, self._tensors)
+        self._stored_run = Stream(self._stored, self._config, self._tensors)
 
     def run(self) -> dict[str, PackedTensor]:
         with ThreadPoolExecutor(self._n_threads, thread_name_prefix="calibrate") as pool:
             self._pool = pool
+            self._pieces = self._with_soft_tokens()
             if EMBEDDING in self._planned:
                 self._round({EMBEDDING: self._head_moments()})
-            self._float_run.begin(self._pieces)
-            self._stored_run.begin(self._pieces)
+            self._begin(self._float_run)
+            self._begin(self._stored_run)
             self._round(self._moments(Stream.own_inputs))
             for layer in self._config.layers:
                 self._round(self._moments(partial(self._inputs, index=layer.index)))
-                for piece in range(len(self._pieces)):
+                for piece in range(len(self._prompts)):
                     self._stored_run.run(layer.index, piece, keep=True)
                 self._forget()
         return self._stored.packed
+
+    def _components_met(self) -> set[str]:
+        media = [span.features for prompt in self._prompts for span in prompt.media]
+        return {"audio" if isinstance(each, AudioFeatures) else "vision" for each in media}
+
+    def _with_soft_tokens(self) -> list[Running]:
+        """The prompts as sequences, their media encoded by the source's towers, whose matrices are rounded here."""
+        towers = {name: each for name, each in self._planned.items() if not name.startswith(DECODER)}
+        ops = RecordingOps(self._source)
+        ops.moments = {name: InputMoments(each.spec.shape[1]) for name, each in towers.items()}
+        sequences = [Running(0, list(prompt.token_ids)) for prompt in self._prompts]
+        if self._components_met():
+            model = Gemma4(ops, self._model_config, self._tensors)
+            for prompt, sequence in zip(self._prompts, sequences, strict=True):
+                sequence.soft = [
+                    SoftTokens(span.start, span.features.n_soft_tokens, _encode(model, span.features))
+                    for span in prompt.media
+                ]
+        self._round(ops.moments)
+        self._forget()
+        return sequences
+
+    def _begin(self, run: Stream) -> None:
+        special = self._model_config.special
+        placeholders = {token for token in (special.image, special.audio, special.video) if token is not None}
+        run.begin(self._pieces, placeholders)
 
     def _inputs(self, run: Stream, piece: int, index: int) -> dict[str, np.ndarray]:
         """The source goes on; the stored model will run the layer again when its matrices are rounded."""
         return run.run(index, piece, keep=run is self._float_run)
 
     def _head_moments(self) -> InputMoments:
-        self._float_run.begin(self._pieces)
+        self._begin(self._float_run)
         for layer in self._config.layers:
-            for piece in range(len(self._pieces)):
+            for piece in range(len(self._prompts)):
                 self._float_run.run(layer.index, piece, keep=True)
             self._forget()
             self._report(self._layer_bytes(layer.index), f"{DECODER}layers.{layer.index}")
         moments = InputMoments(self._config.d_model)
-        for piece in range(len(self._pieces)):
+        for piece in range(len(self._prompts)):
             hidden = self._float_run.head_input(piece)
             moments.add(hidden, hidden)
         return moments
@@ -105,7 +147,7 @@ class _Calibration:
     def _moments(self, inputs: Callable[[Stream, int], dict[str, np.ndarray]]) -> dict[str, InputMoments]:
         """Moments over all pieces, by matrix name. Matrices with one input (q, k and v) share one object."""
         moments: dict[str, InputMoments] = {}
-        for piece in range(len(self._pieces)):
+        for piece in range(len(self._prompts)):
             source, stored = inputs(self._float_run, piece), inputs(self._stored_run, piece)
             added: set[int] = set()
             for name in stored.keys() & self._planned.keys() - self._stored.packed.keys():
@@ -138,3 +180,10 @@ class _Calibration:
     def _forget(self) -> None:
         self._source.forget()
         self._stored.forget()
+
+
+def _encode(model: Gemma4, features: AudioFeatures | ImageFeatures) -> np.ndarray:
+    soft_tokens: np.ndarray = (
+        model.encode_audio(features) if isinstance(features, AudioFeatures) else model.encode_image(features)
+    )
+    return soft_tokens

@@ -1,4 +1,4 @@
-"""Two runs of one decoder over the same text, layer by layer: with the source's weights, and with those stored so far.
+"""Two runs of one decoder over the same prompts, layer by layer: with the source's weights, and with those stored.
 
 Both run on the reference backend with matrices looked up by name at each use, so that a layer can run again once its
 weights are stored. Only one layer's float weights are in memory at a time.
@@ -17,10 +17,12 @@ from cellmd.backends.reference.weights import Budget, Weights
 from cellmd.config import TextConfig
 from cellmd.convert.checkpoint import Checkpoint
 from cellmd.convert.plan import PlannedTensor
-from cellmd.models.decoder import Batch
 from cellmd.models.layerwise import LayerwiseDecoder
 from cellmd.models.weights import Weights as BoundWeights
 from cellmd.quant import Coding, PackedTensor, decode, decode_rows, encode
+from cellmd.quant.feedback import InputMoments
+from cellmd.runtime.batch import Part, pack
+from cellmd.runtime.batch import Sequence as Running
 
 DECODER = "model.language_model."
 
@@ -46,6 +48,9 @@ class SourceValues:
         return self._whole[name]
 
     def rows(self, name: str, ids: np.ndarray) -> np.ndarray:
+        shape = self._checkpoint.shape(name)
+        if len(shape) > 2:  # a table with its leading axes joined; such ones are small
+            return self.whole(name).reshape(-1, shape[-1])[ids]
         wanted, places = np.unique(ids, return_inverse=True)
         return np.concatenate([self._checkpoint.read_rows(name, row, row + 1) for row in wanted.tolist()])[places]
 
@@ -81,12 +86,17 @@ class StoredValues:
 
 
 class RecordingOps(ReferenceOps):
-    """The reference backend with named weights. inputs: by matrix name, what it was last multiplied with."""
+    """The reference backend with named weights.
+
+    inputs: by matrix name, what it was last multiplied with. moments: where there are some by a matrix's name, what it
+    is multiplied with is added to them.
+    """
 
     def __init__(self, values: Values) -> None:
         super().__init__()
         self.values = values
         self.inputs: dict[str, np.ndarray] = {}
+        self.moments: dict[str, InputMoments] = {}
         self._last: tuple[np.ndarray, np.ndarray] | None = None
 
     def matrix(self, packed: PackedTensor, *, clip: Clip | None = None, bias: PackedTensor | None = None) -> Weights:
@@ -99,7 +109,10 @@ class RecordingOps(ReferenceOps):
         return self.values.whole(packed.name)
 
     def linear(self, x: Tensor, matrix: Weights) -> Tensor:
-        self.inputs[matrix.name] = self._kept(x)
+        seen = x if matrix.clip is None else self.clamp(x, matrix.clip[0], matrix.clip[1])
+        self.inputs[matrix.name] = self._kept(seen)
+        if matrix.name in self.moments:
+            self.moments[matrix.name].add(seen, seen)
         return super().linear(x, matrix)
 
     def _kept(self, x: np.ndarray) -> np.ndarray:
@@ -137,7 +150,7 @@ class _Named(Weights):
 
 
 class Stream:
-    """A run of the decoder over pieces of text, each a sequence of its own, standing between two layers."""
+    """A run of the decoder over prompts, each a sequence of its own, standing between two layers."""
 
     def __init__(self, values: Values, config: TextConfig, tensors: Mapping[str, PackedTensor]) -> None:
         self.ops = RecordingOps(values)
@@ -145,9 +158,12 @@ class Stream:
         self._decoder = LayerwiseDecoder(self.ops, config, BoundWeights(self.ops, tensors, DECODER))
         self._readers = {layer.kv_source: layer.index for layer in config.layers}  # the last layer to read a cache
 
-    def begin(self, pieces: Sequence[Sequence[int]]) -> None:
-        """Stand before the first layer with these tokens."""
-        self._batches = [self._batch(piece) for piece in pieces]
+    def begin(self, pieces: Sequence[Running], placeholders: set[int]) -> None:
+        """Stand before the first layer with these sequences. placeholders: ids whose rows are soft tokens."""
+        pad_id = self._config.pad_token_id
+        self._batches = [
+            pack(self.ops, [Part(piece, piece.n_pending, piece.n_pending)], pad_id, placeholders) for piece in pieces
+        ]
         self._embedded = [self._decoder.embed(batch) for batch in self._batches]
         self._rows = [x.copy() for x in self._embedded]
         self._caches: list[dict[int, Any]] = [{} for _ in pieces]
@@ -177,13 +193,8 @@ class Stream:
         normed: np.ndarray = self._decoder.final_norm(self._rows[piece])
         return normed
 
-    def _batch(self, piece: Sequence[int]) -> Batch:
-        n = len(piece)
-        ops = self.ops
-        return Batch(ops.ints(piece), ops.ints(range(n)), ops.ints([0] * n), n_rows=n, n_wanted=n)
 
-
-def placeholders(plan: Sequence[PlannedTensor]) -> dict[str, PackedTensor]:
-    """Stored tensors in name and shape alone, to bind a decoder to."""
+def unread_tensors(plan: Sequence[PlannedTensor]) -> dict[str, PackedTensor]:
+    """Stored tensors in name and shape alone, to bind a model to."""
     nothing = np.empty(0, np.uint8)
     return {each.spec.name: PackedTensor(each.spec.name, each.spec.shape, Coding("f32"), nothing) for each in plan}

@@ -38,9 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--calibrate",
-        metavar="TEXTS",
-        help="choose the decoder's codes for the inputs its matrices get: 'default' for the text that comes with "
-        "cellmd, or a folder of .txt files; takes minutes to hours, keeps much more of the model",
+        metavar="FOLDER",
+        help="choose codes for the inputs that each matrix gets: on the texts (.txt), sounds and pictures in a folder, "
+        "or on 'default', the text that comes with cellmd; takes minutes to hours, keeps much more of the model",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="default: all cores")
     parser.add_argument("--copy-tokenizer", action="store_true", help="also write STEM.tokenizer.json beside the file")

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from cellmd.api import Model
+from cellmd.calibration.material import Kind
 from cellmd.errors import ArgumentError
-from cellmd.evaluation.samples import Kind, MediaSample, following, media_samples, text_pieces
+from cellmd.evaluation.samples import MediaSample, following, media_samples, text_pieces
 from cellmd.evaluation.scores import PieceScores, Summary, compare_logits, word_errors
 from cellmd.processors.features import Prompt
 

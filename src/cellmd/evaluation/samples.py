@@ -5,19 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from cellmd.calibration.material import QUESTIONS, SUFFIXES, Kind
 from cellmd.errors import ArgumentError
 from cellmd.processors.tokenizer import Tokenizer
-
-Kind = Literal["sound", "picture"]
-
-QUESTIONS: dict[Kind, str] = {"sound": "Transcribe this audio:", "picture": "Describe this image:"}
-
-_SUFFIXES: dict[Kind, frozenset[str]] = {
-    "sound": frozenset({".wav", ".mp3", ".flac", ".ogg", ".m4a"}),
-    "picture": frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif"}),
-}
 
 
 @dataclass(frozen=True)
@@ -47,9 +38,9 @@ def text_pieces(tokenizer: Tokenizer, path: Path, bos_token_id: int, length: int
 
 def media_samples(kind: Kind, folder: Path, question: str | None = None) -> list[MediaSample]:
     """Every sound or picture in a folder. Raises ArgumentError if there is none."""
-    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES[kind])
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES[kind])
     if not paths:
-        raise ArgumentError(f"{folder}: no {kind} in it ({', '.join(sorted(_SUFFIXES[kind]))})")
+        raise ArgumentError(f"{folder}: no {kind} in it ({', '.join(sorted(SUFFIXES[kind]))})")
     return [MediaSample(kind, path, question or QUESTIONS[kind], _transcript(path, kind)) for path in paths]
 
 
