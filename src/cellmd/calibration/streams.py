@@ -50,7 +50,8 @@ class SourceValues:
     def rows(self, name: str, ids: np.ndarray) -> np.ndarray:
         shape = self._checkpoint.shape(name)
         if len(shape) > 2:  # a table with its leading axes joined; such ones are small
-            return self.whole(name).reshape(-1, shape[-1])[ids]
+            joined: np.ndarray = self.whole(name).reshape(-1, shape[-1])[ids]
+            return joined
         wanted, places = np.unique(ids, return_inverse=True)
         return np.concatenate([self._checkpoint.read_rows(name, row, row + 1) for row in wanted.tolist()])[places]
 
