@@ -20,7 +20,7 @@ prepare() {
         -o -name '*.h' -o -name '*.inl' -o -name 'CMakeLists.txt' \) | sort) | sha256sum | cut -d' ' -f1)-$1
     if [ "$(cat "$venv/.cellmd-$1" 2>/dev/null)" != "$stamp" ]; then
         echo "installing cellmd${1:+ with $1} into $venv" >&2
-        "$venv/bin/python" -m pip install --quiet "$root${1:+[$1]}"
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$root${1:+[$1]}"
         echo "$stamp" > "$venv/.cellmd-$1"
     fi
 }
