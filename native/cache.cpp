@@ -1,5 +1,8 @@
 #include "cache.h"
 
+#include <algorithm>
+#include <cstring>
+
 #include "errors.h"
 
 namespace cellmd {
@@ -59,6 +62,23 @@ void Cache::write(const KernelTable& kernels, int64_t slot, int head, int64_t po
     if (place.key_scales) {
         place.key_scales[within] = key_scale;
         place.value_scales[within] = value_scale;
+    }
+}
+
+void Cache::copy(int64_t from, int64_t to, int64_t n) {
+    require(from >= 0 && from < slots_ && to >= 0 && to < slots_ && from != to && n >= 0, "a copy of ", n,
+            " positions from slot ", from, " to slot ", to, " of ", slots_);
+    if (n == 0) return;
+    const auto places = static_cast<size_t>(std::min(rounded_up(n, kKeyBlock), capacity_));  // keys lie in whole blocks
+    const size_t bytes = places * static_cast<size_t>(width_) * element_;
+    for (int head = 0; head < heads_; head++) {
+        const Place source = block(from, head, 0), target = block(to, head, 0);
+        std::memcpy(target.keys, source.keys, bytes);
+        std::memcpy(target.values, source.values, bytes);
+        if (target.key_scales) {
+            std::memcpy(target.key_scales, source.key_scales, places * sizeof(float));
+            std::memcpy(target.value_scales, source.value_scales, places * sizeof(float));
+        }
     }
 }
 

@@ -32,6 +32,9 @@ class Cache {
     // One key and one value of `width()` channels, padded with zeros.
     void write(const KernelTable&, int64_t slot, int head, int64_t position, const float* key, const float* value);
 
+    // What lies at the first n positions of one sequence, to where another's lie; all of it once n exceeds the capacity.
+    void copy(int64_t from, int64_t to, int64_t n);
+
    private:
     int64_t slots_, capacity_;
     int heads_, head_dim_, width_;

@@ -198,7 +198,8 @@ void bind_types(nb::module_& m) {
         .def("rows", &Matrix::rows, "start"_a, "stop"_a);
     nb::class_<Cache>(m, "Cache", "Keys and values of one layer.")
         .def_prop_ro("capacity", &Cache::capacity)
-        .def_prop_ro("slots", &Cache::slots);
+        .def_prop_ro("slots", &Cache::slots)
+        .def("copy", &Cache::copy, "source"_a, "target"_a, "n"_a, nb::call_guard<nb::gil_scoped_release>());
     m.def("bind_matrix", &bind_matrix, "n"_a, "k"_a, "dtype"_a, "layout"_a, "scale_dtype"_a.none(), "group_size"_a,
           "data"_a.noconvert(), "scales"_a.none().noconvert(), "row_factors"_a.none().noconvert(), "clip"_a.none(), "bias"_a.none(),
           "owner"_a);

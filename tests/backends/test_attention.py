@@ -127,3 +127,33 @@ def test_relative(ops: Ops, rng: np.random.Generator, n: int, past: int, future:
             scores = [q[i, h] @ k[j, h] + q[i, h] @ bias for j, bias in zip(seen, biases, strict=True)]
             want[i, h] = softmax(cap * np.tanh(np.array(scores) / cap)) @ v[seen, h]
     assert_close(got, want, 8 * np.abs(v).max())
+
+
+@pytest.mark.parametrize("window", [0, 9])
+@pytest.mark.parametrize(("n_done", "n_copied"), [(10, 10), (70, 70), (200, 200), (70, 66), (200, 190)])
+def test_a_copied_slot_goes_on_like_its_source(
+    ops: Ops, rng: np.random.Generator, window: int, n_done: int, n_copied: int
+) -> None:
+    """Bit for bit, rings that have gone round included; what was in the target before does not matter."""
+    capacity, n = 64 if window else 256, n_done + 20
+    q, k, v = (normal(rng, n, heads, 16) for heads in (4, 2, 2))
+    cache = ops.new_cache(3, capacity, 2, 16)
+
+    def append(slot: int, start: int, stop: int) -> None:
+        ops.begin()
+        at = ops.ints([slot] * (stop - start)), ops.ints(range(start, stop))
+        ops.append_(cache, ops.floats(k[start:stop]), ops.floats(v[start:stop]), *at)
+
+    def look(slot: int, row: int) -> np.ndarray:
+        ops.begin()
+        at = ops.ints([slot]), ops.ints([row])
+        return np.asarray(ops.to_numpy(ops.attention(ops.floats(q[row : row + 1]), cache, *at, window)))
+
+    for start in range(0, n_done, 10):
+        append(2, start, min(start + 10, n_done))
+    append(0, 0, 5)
+    ops.copy_slot_(cache, 2, 0, n_copied)
+    for slot in (2, 0):
+        append(slot, n_copied, n_copied + 5)
+    for row in range(n_copied, n_copied + 5):
+        assert np.array_equal(look(0, row), look(2, row))

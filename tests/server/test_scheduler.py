@@ -170,6 +170,49 @@ def test_conversations_go_on_from_what_is_there(model: cellmd.Model, scheduler: 
     assert different.usage.cached_tokens <= first.media[0].start
 
 
+def test_what_is_asked_together_is_read_once(model: cellmd.Model) -> None:
+    """A long beginning with media, four answers: copies from one that is being read, also once it is being decoded."""
+    beginning = model_cases.media_prompt(model, 8)
+    own = [cellmd.Prompt((*beginning.token_ids, *range(120, 140 + i)), beginning.media) for i in range(4)]
+    asked = [(p, {"temperature": 0.9, "seed": i, "max_tokens": 30}) for i, p in enumerate([*own, own[0]])]
+    alone = [model.generate(prompt, **options) for prompt, options in asked]
+    scheduler = model.scheduler(slots=5)
+    results = together(model, scheduler, asked)
+    scheduler.close()
+    cached = sorted(result.usage.cached_tokens for result in results)
+    assert cached[0] == 0
+    assert cached[1] >= len(beginning)
+    assert sum(bool(result.timings.encoder_ms) for result in results) == 1
+    assert scheduler.counts.rows < len(own[0]) + 5 * (len(own[3]) - len(beginning) + 30)
+    if model.backend == "cpu":
+        assert [result.token_ids for result in results] == [result.token_ids for result in alone]
+
+
+def test_who_waits_for_one_that_leaves_goes_on_alone(model: cellmd.Model) -> None:
+    prompt = model_cases.text_prompt(1500)
+    scheduler = model.scheduler(slots=3)
+    runner = scheduler._runner
+    advance, hold = runner.advance, threading.Event()
+
+    def held(*arguments: Any) -> Any:
+        hold.wait(20)
+        return advance(*arguments)
+
+    runner.advance = held  # type: ignore[method-assign]
+    leader = scheduler.submit(model.request(prompt, max_tokens=5), lambda piece: None)
+    until(lambda: scheduler.counts.running == 1)
+    got: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    scheduler.submit(model.request(prompt, temperature=0.0, max_tokens=5), got.put)
+    leader.cancel()
+    hold.set()
+    last = got.get(timeout=20)
+    while last.finish_reason is None:
+        last = got.get(timeout=20)
+    scheduler.close()
+    assert last.usage.cached_tokens < len(prompt) - 1
+    assert scheduler.counts.cancelled == 1
+
+
 def test_a_medium_is_encoded_once(model: cellmd.Model, scheduler: Scheduler) -> None:
     prompt = model_cases.media_prompt(model, 7)
     shifted = cellmd.Prompt(

@@ -217,6 +217,11 @@ class Ops(ABC):
         row does not see is never read."""
 
     @abstractmethod
+    def copy_slot_(self, cache: Any, source: int, target: int, n: int) -> None:
+        """Make the slot `target` hold what another, `source`, holds for the first n positions of its sequence: whatever
+        a row at position n or later sees of them in `source`, it then sees in `target`."""
+
+    @abstractmethod
     def append_(self, cache: Any, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor) -> None:
         """Write keys and values (N, Hkv, hd) of rows at (slots[i], positions[i])."""
 

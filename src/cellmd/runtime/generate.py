@@ -95,6 +95,12 @@ class Runner:
             rows.append(self._ops.to_numpy(self.advance([Part(sequence, n, n)])))
         return np.concatenate(rows)
 
+    def copy_slot(self, source: int, target: int, n: int) -> None:
+        """Make one slot hold the first n positions that another holds."""
+        for cache in self.cache.layers:
+            if cache is not None:
+                self._ops.copy_slot_(cache, source, target, n)
+
     def to_numpy(self, logits: Tensor) -> np.ndarray:
         """Logits on the host, float32 (R, V), which last."""
         rows: np.ndarray = self._ops.to_numpy(logits)

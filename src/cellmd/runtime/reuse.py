@@ -13,7 +13,7 @@ from cellmd.backends.ops import Tensor
 from cellmd.processors.features import AudioFeatures, MediaSpan, Prompt
 from cellmd.runtime.kv_cache import KvCache
 
-_LEAST_KEPT = 16
+LEAST_KEPT = 16
 """A common beginning shorter than this is not worth what else the slot holds."""
 
 _ENCODED_BYTES = 128 << 20
@@ -35,6 +35,14 @@ def identity(prompt: Prompt) -> tuple[np.ndarray, list[bytes]]:
     return keys, digests
 
 
+def common(held: np.ndarray, keys: np.ndarray) -> int:
+    """How many first keys are the same: of a prompt's keys all but the last at most, which has to be run for its
+    logits."""
+    n = min(len(held), len(keys) - 1)
+    differs = np.flatnonzero(held[:n] != keys[:n])
+    return int(differs[0]) if len(differs) else n
+
+
 class Slot:
     """A place of the cache. keys: of what it holds that can be gone on from."""
 
@@ -52,6 +60,10 @@ class Slot:
             self._written = 0
         self.keys = self.keys[:n_kept]
 
+    def copied(self, n_written: int) -> None:
+        """The slot now holds what another does, which had been written so far."""
+        self._written = n_written
+
     def end(self, keys: np.ndarray) -> None:
         """The slot is free again and holds the positions of these keys."""
         self.keys = keys
@@ -59,13 +71,10 @@ class Slot:
         self.last_used = next(Slot._uses)
 
     def reusable(self, keys: np.ndarray, cache: KvCache) -> int:
-        """How many first positions of a prompt are here and can be gone on from: all but its last at most, which has to
-        be run for its logits. Further positions than `keys` may once have been written, and rings have lost what those
-        replaced."""
-        n = min(len(self.keys), len(keys) - 1)
-        differs = np.flatnonzero(self.keys[:n] != keys[:n])
-        n = int(differs[0]) if len(differs) else n
-        return n if n >= _LEAST_KEPT and cache.can_go_back(max(self._written, len(self.keys)), n) else 0
+        """How many first positions of a prompt are here and can be gone on from. Further positions than `keys` may once
+        have been written, and rings have lost what those replaced."""
+        n = common(self.keys, keys)
+        return n if n >= LEAST_KEPT and cache.can_go_back(max(self._written, len(self.keys)), n) else 0
 
 
 def choose_slot(idle: Sequence[Slot], keys: np.ndarray, cache: KvCache) -> tuple[Slot, int]:

@@ -5,7 +5,8 @@ prompts that are being read, so answers come and go at any token and a long prom
 What an answer is does not depend on its company (`cellmd.backends.ops`): it is token for token what it would be alone.
 
 A slot whose answer has ended keeps its keys and values until another needs the slot; a prompt that begins with the same
-tokens and media goes on from there.
+tokens and media goes on from there. One that begins like the prompt of an answer that is being made waits until that is
+read so far, and goes on from a copy: what several share is computed once.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from cellmd.runtime.batch import Part, Sequence, SoftTokens
 from cellmd.runtime.fair_queue import FairQueue
 from cellmd.runtime.generate import Runner
 from cellmd.runtime.result import Piece, Timings, Usage
-from cellmd.runtime.reuse import EncodedMedia, Slot, choose_slot, identity
+from cellmd.runtime.reuse import LEAST_KEPT, EncodedMedia, Slot, choose_slot, common, identity
 from cellmd.runtime.sampler import Sampler
 
 _STEP_SECONDS = 0.25
@@ -85,6 +86,8 @@ class Job:
         self.keys, self.digests = identity(prompt)
         self.answering = Answering(request.sampler, request.answer, request.settings)
         self.sequence = Sequence(0, [])
+        self.leader: Job | None = None  # whose slot the first n_shared positions will be copied from
+        self.n_shared = 0
         self.to_encode: list[tuple[MediaSpan, bytes]] = []
         self.n_cached = 0
         self.encoder_ms: dict[str, float] = {}
@@ -98,6 +101,14 @@ class Job:
     def deliver(self, what: Piece | CellmdError) -> None:
         if not self.cancelled:
             self._deliver(what)
+
+    def start_at(self, n_kept: int) -> None:
+        """The first n_kept positions are in the job's slot; the rest is to be run."""
+        prompt = self.request.prompt
+        self.leader = None
+        self.sequence.n_done = self.n_cached = n_kept
+        spans = zip(prompt.media, self.digests, strict=True)
+        self.to_encode = [(span, d) for span, d in spans if span.start + span.features.n_soft_tokens > n_kept]
 
     @property
     def n_prompt_left(self) -> int:
@@ -203,8 +214,12 @@ class Scheduler:
                 self._admit()
                 self._drop_cancelled()
                 self._count()
-            self._encode_one()
-            self._step()
+            try:
+                self._copy_for([job for job in state.running if job.leader is not None])
+                self._encode_one()
+                self._step()
+            except Exception as error:  # the thread must outlive whatever it is: others will ask
+                self._fail(list(state.running), error)
         self._abandon()
 
     def _abandon(self) -> None:
@@ -226,15 +241,43 @@ class Scheduler:
             taken = {running.sequence.slot for running in state.running}
             idle = [slot for slot in self._slots if slot.index not in taken]
             slot, n_kept = choose_slot(idle, job.keys, self._runner.cache)
-            slot.begin(n_kept)
-            job.sequence = Sequence(slot.index, list(prompt.token_ids), [], n_kept)
-            job.n_cached = n_kept
-            spans = zip(prompt.media, job.digests, strict=True)
-            job.to_encode = [(span, d) for span, d in spans if span.start + span.features.n_soft_tokens > n_kept]
+            leader, n_shared = self._leader_for(job)
+            if n_shared >= n_kept + LEAST_KEPT:
+                slot = min(idle, key=lambda slot: slot.last_used)
+                slot.begin(0)
+                job.leader, job.n_shared = leader, n_shared
+                job.sequence = Sequence(slot.index, list(prompt.token_ids))
+            else:
+                slot.begin(n_kept)
+                job.sequence = Sequence(slot.index, list(prompt.token_ids))
+                self._start(job, n_kept)
             job.began = time.perf_counter()
             self.counts.prompt_tokens += len(prompt)
-            self.counts.cached_tokens += n_kept
             state.running.append(job)
+
+    def _leader_for(self, job: Job) -> tuple[Job | None, int]:
+        """The running job with whose prompt this one's begins alike the furthest, and how far."""
+        leader, n_shared = None, 0
+        for other in self._state.running:
+            n = common(other.keys, job.keys)
+            done = other.sequence.n_done
+            if n > n_shared and (done < n or self._runner.cache.can_go_back(done, n)):
+                leader, n_shared = other, n
+        return leader, n_shared
+
+    def _start(self, job: Job, n_kept: int) -> None:
+        job.start_at(n_kept)
+        self.counts.cached_tokens += n_kept
+
+    def _copy_for(self, followers: list[Job]) -> None:
+        """Let those go on whose leaders have been read far enough."""
+        for job in followers:
+            leader = job.leader
+            if leader is not None and leader.sequence.n_done >= job.n_shared:
+                source, target = leader.sequence.slot, job.sequence.slot
+                self._runner.copy_slot(source, target, job.n_shared)
+                self._slots[target].copied(leader.sequence.n_done)
+                self._start(job, job.n_shared)
 
     def _drop_cancelled(self) -> None:
         for job in [job for job in self._state.running if job.cancelled]:
@@ -245,6 +288,16 @@ class Scheduler:
         """The job's slot is free; what was run in it may be gone on from."""
         answer = np.asarray(job.sequence.token_ids[len(job.keys) :], dtype=np.int64)
         keys = np.concatenate([job.keys, answer])[: job.sequence.n_done]
+        self._leave(job, keys)
+
+    def _leave(self, job: Job, keys: np.ndarray) -> None:
+        """The job's slot is free and holds the positions of these keys. Who waited for more starts alone."""
+        followers = [other for other in self._state.running if other.leader is job]
+        if len(keys):
+            self._copy_for(followers)
+        for follower in followers:
+            if follower.leader is job:
+                self._start(follower, 0)
         self._slots[job.sequence.slot].end(keys)
         self._state.running.remove(job)
 
@@ -271,7 +324,7 @@ class Scheduler:
         job.sequence.soft.append(SoftTokens(span.start, n, values))
 
     def _step(self) -> None:
-        jobs = [job for job in self._state.running if not job.to_encode]
+        jobs = [job for job in self._state.running if job.leader is None and not job.to_encode]
         parts, wanting = self._parts(jobs)
         if not parts:
             return
@@ -351,8 +404,7 @@ class Scheduler:
             error = BackendError(f"the model failed while it made the answer: {type(error).__name__}")
         with self._changed:
             for job in jobs:
-                self._slots[job.sequence.slot].end(np.empty(0, np.int64))
-                self._state.running.remove(job)
+                self._leave(job, np.empty(0, np.int64))
                 self.counts.failed += 1
             self._count()
         for job in jobs:

@@ -203,6 +203,9 @@ class CpuOps(Ops):
     def new_cache(self, n_slots: int, capacity: int, n_kv_heads: int, head_dim: int) -> Any:
         return self._native.new_cache(n_slots, capacity, n_kv_heads, head_dim, self._cache_dtype)
 
+    def copy_slot_(self, cache: Any, source: int, target: int, n: int) -> None:
+        cache.copy(source, target, n)
+
     def append_(self, cache: Any, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor) -> None:
         self._native.append(cache, keys, values, slots, positions)
 

@@ -23,6 +23,11 @@ class Cache:
         self.keys = np.zeros((n_slots, capacity, n_kv_heads, head_dim), dtype=F32)
         self.values = np.zeros((n_slots, capacity, n_kv_heads, head_dim), dtype=F32)
 
+    def copy(self, source: int, target: int, n: int) -> None:
+        n = min(n, self.capacity)
+        self.keys[target, :n] = self.keys[source, :n]
+        self.values[target, :n] = self.values[source, :n]
+
     def append(self, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor) -> None:
         places = positions % self.capacity
         self.keys[slots, places] = keys

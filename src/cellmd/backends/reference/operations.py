@@ -157,6 +157,9 @@ class ReferenceOps(Ops):
     def new_cache(self, n_slots: int, capacity: int, n_kv_heads: int, head_dim: int) -> attend.Cache:
         return attend.Cache(n_slots, capacity, n_kv_heads, head_dim)
 
+    def copy_slot_(self, cache: attend.Cache, source: int, target: int, n: int) -> None:
+        cache.copy(source, target, n)
+
     def append_(self, cache: attend.Cache, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor) -> None:
         cache.append(keys, values, slots, positions)
 
