@@ -13,15 +13,22 @@ import argparse
 import json
 import queue
 import random
+import re
+import signal
 import statistics
+import subprocess
+import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import cellmd
 from cellmd.errors import CellmdError
 from cellmd.runtime.scheduler import Scheduler
+
+PORT = 18080
 
 
 def main() -> None:
@@ -33,27 +40,28 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--soak-minutes", type=float, help="soak instead of measuring rates")
     args = parser.parse_args()
-    with cellmd.load(args.file, threads=args.threads, context=2048) as model:
-        measure = soak if args.soak_minutes is not None else rates
-        print(json.dumps({"file": args.file.name, "backend": model.backend, **measure(model, args)}))
+    measure = soak if args.soak_minutes is not None else rates
+    print(json.dumps({"file": args.file.name, **measure(args)}))
 
 
 # ---- rates --------------------------------------------------------------------------------------------------
 
 
-def rates(model: cellmd.Model, args: argparse.Namespace) -> dict[str, Any]:
-    scheduler = model.scheduler(slots=args.at_once)
-    try:
-        decode_rate(model, scheduler, args.at_once, 4)  # pages of the file are read once
-        one, many = [], []
-        for _ in range(args.rounds):
-            one.append(decode_rate(model, scheduler, 1, args.tokens))
-            many.append(decode_rate(model, scheduler, args.at_once, args.tokens))
-            print(f"one: {one[-1]:.2f} tokens/s; {args.at_once}: {many[-1]:.2f} tokens/s in all", flush=True)
-    finally:
-        scheduler.close()
+def rates(args: argparse.Namespace) -> dict[str, Any]:
+    with cellmd.load(args.file, threads=args.threads, context=2048) as model:
+        scheduler = model.scheduler(slots=args.at_once)
+        try:
+            decode_rate(model, scheduler, args.at_once, 4)  # pages of the file are read once
+            one, many = [], []
+            for _ in range(args.rounds):
+                one.append(decode_rate(model, scheduler, 1, args.tokens))
+                many.append(decode_rate(model, scheduler, args.at_once, args.tokens))
+                print(f"one: {one[-1]:.2f} tokens/s; {args.at_once}: {many[-1]:.2f} tokens/s in all", flush=True)
+        finally:
+            scheduler.close()
     ratio = statistics.median(b / a for a, b in zip(one, many, strict=True))
     return {
+        "backend": model.backend,
         "at_once": args.at_once,
         "one_tokens_per_s": round(statistics.median(one), 3),
         "many_tokens_per_s": round(statistics.median(many), 3),
@@ -88,55 +96,72 @@ def decode_rate(model: cellmd.Model, scheduler: Scheduler, n: int, n_tokens: int
 # ---- soak ---------------------------------------------------------------------------------------------------
 
 
-def soak(model: cellmd.Model, args: argparse.Namespace) -> dict[str, Any]:
-    """Clients that stream, leave, send too much and send nonsense. Memory after the first fifth and at the end."""
+def soak(args: argparse.Namespace) -> dict[str, Any]:
+    """Clients that stream, leave, send too much and send nonsense, against a server in a process of its own. Its memory
+    after each fifth of the time."""
     import httpx
 
-    from cellmd.server.run import server
-    from cellmd.server.settings import ServerSettings
-
-    settings = ServerSettings(port=18080, max_body_bytes=4 << 20)
-    running, engine = server(model, settings, slots=args.at_once, queue_limit=args.at_once)
-    threading.Thread(target=running.run, daemon=True).start()
-    while not running.started:
-        time.sleep(0.05)
-    url = f"http://127.0.0.1:{settings.port}/v1/chat/completions"
+    command = [
+        sys.executable,
+        "-m",
+        "cellmd.cli.main",
+        "serve",
+        str(args.file),
+        "--port",
+        str(PORT),
+        "--context",
+        "2048",
+    ]
+    command += ["--slots", str(args.at_once), "--queue", str(args.at_once)]
+    command += [] if args.threads is None else ["--threads", str(args.threads)]
+    url = f"http://127.0.0.1:{PORT}"
     ends = time.monotonic() + 60 * args.soak_minutes
-    statuses: dict[int, int] = {}
+    statuses: Counter[int] = Counter()
 
     def client(seed: int) -> None:
         rng = random.Random(seed)
         while time.monotonic() < ends:
             body, leaves = nonsense(rng)
             try:
-                with httpx.stream("POST", url, content=body, timeout=300) as answer:
-                    statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
+                with httpx.stream("POST", f"{url}/v1/chat/completions", content=body, timeout=300) as answer:
+                    statuses[answer.status_code] += 1
                     for i, _ in enumerate(answer.iter_bytes()):
                         if i == leaves:
                             break
             except httpx.TransportError:
-                statuses[0] = statuses.get(0, 0) + 1
+                statuses[0] += 1
 
-    clients = [threading.Thread(target=client, args=(seed,)) for seed in range(2 * args.at_once)]
-    for thread in clients:
-        thread.start()
-    time.sleep(60 * args.soak_minutes / 5)
-    early = resident_mib()
-    for thread in clients:
-        thread.join()
-    late = resident_mib()
-    running.should_exit = True
-    engine.scheduler.close(drain_seconds=10)
-    counts = engine.scheduler.counts
+    with subprocess.Popen(command) as process:
+        while not answers(url):
+            time.sleep(0.1)
+        clients = [threading.Thread(target=client, args=(seed,)) for seed in range(2 * args.at_once)]
+        for thread in clients:
+            thread.start()
+        resident = []
+        for _ in range(5):
+            time.sleep(12 * args.soak_minutes)
+            resident.append(resident_mib(process.pid))
+        for thread in clients:
+            thread.join()
+        metrics = httpx.get(f"{url}/metrics").text
+        process.send_signal(signal.SIGTERM)
+    names = ("finished", "cancelled", "failed", "refused")
     return {
         "minutes": args.soak_minutes,
         "statuses": {str(status): n for status, n in sorted(statuses.items())},
-        "answers": counts.finished,
-        "cancelled": counts.cancelled,
-        "failed": counts.failed,
-        "resident_mib_early": early,
-        "resident_mib_late": late,
+        **{name: int(re.findall(rf"^cellmd_{name}_total (\d+)", metrics, re.MULTILINE)[0]) for name in names},
+        "resident_mib": resident,
+        "exit_code": process.returncode,
     }
+
+
+def answers(url: str) -> bool:
+    import httpx
+
+    try:
+        return httpx.get(f"{url}/health").is_success
+    except httpx.TransportError:
+        return False
 
 
 def nonsense(rng: random.Random) -> tuple[bytes, int]:
@@ -157,9 +182,9 @@ def nonsense(rng: random.Random) -> tuple[bytes, int]:
     return json.dumps(body).encode(), rng.randrange(1, 20) if kind == "leave" else -1
 
 
-def resident_mib() -> int:
+def resident_mib(process: int) -> int:
     """Of memory that is the process's own: pages of the mapped file come and go."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) >> 10
     raise SystemExit("this system does not tell how much memory a process has of its own")

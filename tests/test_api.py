@@ -351,6 +351,19 @@ def test_a_file_of_version_1_runs(tmp_path: Path) -> None:
     np.testing.assert_array_equal(logits, runner.all_logits(runner.start(prompt, slot=0)[0]))
 
 
+@pytest.mark.parametrize("n", [480, 425])
+def test_going_back_twice_does_not_reach_what_rings_have_lost(model: cellmd.Model, n: int) -> None:
+    """The first sequence wrote 1000 positions; what they replaced is lost, however short the next one was."""
+    whole = model_cases.text_prompt(1000)
+    first, second = (cellmd.Prompt((*whole.token_ids[:length], 120, 121)) for length in (505, n))
+    options = {"temperature": 0.0, "max_tokens": 1, "logprobs": True}
+    want = model.generate(second, **options).logprobs
+    model.generate(whole, max_tokens=1)
+    list(model._stream(first, dict(options), reuse=True))
+    got = list(model._stream(second, dict(options), reuse=True))[-1].logprobs
+    np.testing.assert_allclose(got, want, rtol=1e-4)
+
+
 def test_a_text_only_model(tmp_path: Path) -> None:
     with cellmd.load(model_cases.build(tmp_path, "text_only")) as model:
         assert model.generate("hello world", max_tokens=3, temperature=0).usage.completion_tokens <= 3

@@ -130,6 +130,7 @@ class Model:
         self._defaults: GenerationDefaults | None = None
         self._busy = threading.Lock()
         self._resident: tuple[Prompt, Running] | None = None
+        self._written = 0  # positions that were ever written since the slot was begun anew: rings have lost the first
 
     def __enter__(self) -> Model:
         return self
@@ -268,6 +269,7 @@ class Model:
         with self._alone():
             resident, self._resident = self._resident, None
             n_kept = self._kept(resident, prompt) if reuse else 0
+            self._written = self._written if n_kept else 0
             ahead = [span for span in prompt.media if span.start + span.features.n_soft_tokens > n_kept]
             soft, encoder_ms = self._runner.encode(ahead)
             sequence = Running(0, list(prompt.token_ids), soft, n_kept)
@@ -282,9 +284,13 @@ class Model:
                     encoder_ms=encoder_ms,
                 )
             except GeneratorExit:
-                self._resident = prompt, sequence
+                self._stay(prompt, sequence)
                 raise
-            self._resident = prompt, sequence
+            self._stay(prompt, sequence)
+
+    def _stay(self, prompt: Prompt, sequence: Running) -> None:
+        self._resident = prompt, sequence
+        self._written = max(self._written, sequence.n_done)
 
     def _kept(self, resident: tuple[Prompt, Running] | None, prompt: Prompt) -> int:
         """First tokens of the prompt whose keys and values are in the cache and can be gone on from."""
@@ -292,7 +298,7 @@ class Model:
             return 0
         old_prompt, old = resident
         n = common_prefix(old_prompt, old.token_ids[: old.n_done], prompt)
-        return n if self._runner.cache.can_go_back(old.n_done, n) else 0
+        return n if self._runner.cache.can_go_back(self._written, n) else 0
 
     def _open(self) -> Container:
         if self._container is None:
