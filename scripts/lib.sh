@@ -15,12 +15,20 @@ prepare() {
         exit 1
     }
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-    # Install again only when something that is built or declared has changed.
-    stamp=$(cd "$root" && cat pyproject.toml CMakeLists.txt $(find native src -type f \( -name '*.py' -o -name '*.cpp' \
-        -o -name '*.h' -o -name '*.inl' -o -name 'CMakeLists.txt' \) | sort) | sha256sum | cut -d' ' -f1)-$1
-    if [ "$(cat "$venv/.cellmd-$1" 2>/dev/null)" != "$stamp" ]; then
+    # Build when something that is built or declared has changed, install when the wheel or what is asked for has.
+    stamp=$(cd "$root" && cat pyproject.toml CMakeLists.txt $(find native src -type f ! -name '*.pyc' | sort) |
+        sha256sum | cut -c1-16)
+    if [ ! -e "$venv/wheel-$stamp" ]; then
+        echo "building cellmd" >&2
+        rm -rf "$venv"/wheel-*
+        "$venv/bin/python" -m pip wheel --quiet --no-deps --wheel-dir "$venv/wheel-new" "$root"
+        mv "$venv/wheel-new" "$venv/wheel-$stamp"
+        "$venv/bin/python" -m pip install --quiet --force-reinstall --no-deps "$venv/wheel-$stamp"/*.whl
+        rm -f "$venv"/installed-*
+    fi
+    if [ ! -e "$venv/installed-$1" ]; then
         echo "installing cellmd${1:+ with $1} into $venv" >&2
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$root${1:+[$1]}"
-        echo "$stamp" > "$venv/.cellmd-$1"
+        "$venv/bin/python" -m pip install --quiet "$(echo "$venv/wheel-$stamp"/*.whl)${1:+[$1]}"
+        touch "$venv/installed-$1"
     fi
 }
