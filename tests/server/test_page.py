@@ -76,6 +76,7 @@ def answered(page: Any, n: int = 1) -> str:
 def limit(page: Any, tokens: int) -> None:
     page.click("#show-settings")
     page.fill("[name=max_completion_tokens]", str(tokens))
+    page.fill("[name=temperature]", "0")
     page.click("#settings button[value=close]")
 
 
@@ -120,8 +121,9 @@ def test_a_dropped_picture(page: Any, served: Live) -> None:
 
 
 def test_a_stopped_stream(page: Any, served: Live) -> None:
+    limit(page, 1500)
     with served.slowed():
-        say(page, "hello")
+        say(page, "hello world")
         until(lambda: page.evaluate("document.querySelector('li.assistant .body')?.textContent.length > 5"))
         page.click("#stop")
         until(lambda: served.counts.running == 0)

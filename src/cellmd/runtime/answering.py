@@ -62,7 +62,7 @@ class Answering:
         self._sampler = sampler
         self._answer = answer
         self._settings = settings
-        self._n_reasoning = 0
+        self.n_reasoning = 0
         self._calls: tuple[ToolCall, ...] = ()
         self._text = self._reasoning = ""
         self._unsent: list[int] = []
@@ -90,6 +90,10 @@ class Answering:
             return None
         return self._flushed()
 
+    def usage(self, n_prompt: int, n_cached: int) -> Usage:
+        """What was used so far, for a prompt of n_prompt tokens of which n_cached needed no computing."""
+        return Usage(n_prompt, self.n_tokens, n_cached, self.n_reasoning)
+
     def last(self, usage: Usage, timings: Timings) -> Piece:
         """The closing piece, with what was held back."""
         held = self._answer.flush()
@@ -102,8 +106,8 @@ class Answering:
     def _choose(self, logits: np.ndarray) -> int:
         settings, answer = self._settings, self._answer
         if answer.in_reasoning:
-            self._n_reasoning += 1
-            over = settings.reasoning_budget is not None and self._n_reasoning > settings.reasoning_budget
+            self.n_reasoning += 1
+            over = settings.reasoning_budget is not None and self.n_reasoning > settings.reasoning_budget
             if over and answer.reasoning_end is not None:
                 return answer.reasoning_end
             return self._sampler.choose(logits)

@@ -17,7 +17,7 @@ from cellmd.processors.output import AnswerDecoder
 from cellmd.runtime.answering import Answering, Settings
 from cellmd.runtime.batch import Part, Sequence, SoftTokens, pack
 from cellmd.runtime.kv_cache import KvCache
-from cellmd.runtime.result import Piece, Timings, Usage
+from cellmd.runtime.result import Piece, Timings
 from cellmd.runtime.sampler import Sampler
 
 
@@ -141,7 +141,7 @@ def generate(
         logits = runner.step(sequence)
     decode_ms = clock.stop()
     yield answering.last(
-        Usage(n_prompt, answering.n_tokens, n_cached),
+        answering.usage(n_prompt, n_cached),
         Timings.of(
             n_prompt - n_cached,
             answering.n_tokens,

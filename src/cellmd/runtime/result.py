@@ -13,11 +13,13 @@ FinishReason = Literal["stop", "length", "stop_string"]
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens. completion_tokens counts the end token; cached_tokens, of the prompt, were in the cache already."""
+    """Tokens. completion_tokens counts the end token; cached_tokens, of the prompt, were in the cache already;
+    reasoning_tokens are those of the answer that belong to its reasoning."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -29,6 +31,7 @@ class Usage:
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.total_tokens,
             "cached_tokens": self.cached_tokens,
+            "reasoning_tokens": self.reasoning_tokens,
         }
 
 

@@ -27,7 +27,7 @@ from cellmd.runtime.answering import Answering, Settings
 from cellmd.runtime.batch import Part, Sequence, SoftTokens
 from cellmd.runtime.fair_queue import FairQueue
 from cellmd.runtime.generate import Runner
-from cellmd.runtime.result import Piece, Timings, Usage
+from cellmd.runtime.result import Piece, Timings
 from cellmd.runtime.reuse import LEAST_KEPT, EncodedMedia, Slot, choose_slot, common, identity
 from cellmd.runtime.sampler import Sampler
 
@@ -390,7 +390,7 @@ class Scheduler:
             prefill_ms=(job.answered - job.began) * 1000.0,
             decode_ms=(ended - job.answered) * 1000.0,
         )
-        last = answering.last(Usage(n_prompt, answering.n_tokens, job.n_cached), timings)
+        last = answering.last(answering.usage(n_prompt, job.n_cached), timings)
         with self._changed:
             self._release(job)
             self.counts.finished += 1

@@ -227,6 +227,7 @@ def usage(lasts: Sequence[Piece]) -> dict[str, Any]:
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": each[0].cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": sum(one.reasoning_tokens for one in each)},
     }
 
 

@@ -159,7 +159,7 @@ def _closed(head: dict[str, Any], output: list[dict[str, Any]], last: Piece) -> 
             "input_tokens": used.prompt_tokens,
             "input_tokens_details": {"cached_tokens": used.cached_tokens},
             "output_tokens": used.completion_tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": used.reasoning_tokens},
             "total_tokens": used.total_tokens,
         },
     }
