@@ -120,6 +120,11 @@ struct AttendArgs {
     float* weighted;
 };
 
+// Results of some rows: largest[row], total[row], weighted[row][hd].
+struct AttendSums {
+    float *largest, *total, *weighted;
+};
+
 struct RelativeArgs {
     const float *q, *k, *v, *relative_keys;  // (n, heads, hd); relative_keys (n_relative, heads, hd)
     int n, heads, head_dim, n_relative, past, future;
@@ -170,11 +175,8 @@ struct KernelTable {
 
     // ---- attention (kernels/attention.inl) ----
     void (*attend)(AttendArgs&);
-    // A block's part (AttendArgs' results for one row) into the running largest, total and weighted[hd].
-    void (*merge)(float* largest, float* total, float* weighted, float block_largest, float block_total,
-                  const float* block_weighted, int head_dim);
-    // n stored numbers (no scales applied) as float32.
-    void (*widen)(const void* stored, CacheType, int n, float* out);
+    // Blocks' parts (AttendArgs' results) of some rows (at most kMaxQueryRows) into what those rows have so far.
+    void (*merge)(int rows, int head_dim, const AttendSums& sums, const AttendSums& block);
     // n numbers as stored: Half within the largest finite half, Int8 by the scale it returns (else 1).
     float (*narrow)(const float* x, CacheType, int n, void* out);
     void (*relative)(const RelativeArgs&, int row, int head, float* scores, float* out);

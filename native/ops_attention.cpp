@@ -57,32 +57,42 @@ struct Query {
 };
 
 // Queries that read the same source.
-struct Item {
+class Item {
+   public:
+    explicit Item(const Source& source_) : source(source_) {}
+    void add(const Query& query) {
+        queries.push_back(query);
+        from_ = std::min(from_, query.from);
+        to_ = std::max(to_, query.to);
+        all_from_ = std::max(all_from_, query.from);
+        all_to_ = std::min(all_to_, query.to);
+    }
+    int64_t first_block() const { return from_ / kKeyBlock; }
+    int64_t last_block() const { return (to_ + kKeyBlock - 1) / kKeyBlock; }
+    // Whether every query sees the whole of a block.
+    bool all_see(int64_t block) const { return all_from_ <= block * kKeyBlock && (block + 1) * kKeyBlock <= all_to_; }
+
     Source source;
     std::vector<Query> queries;
 
-    int64_t first_block() const {
-        int64_t from = std::numeric_limits<int64_t>::max();
-        for (const Query& query : queries) from = std::min(from, query.from);
-        return from / kKeyBlock;
-    }
-    int64_t last_block() const {
-        int64_t to = 0;
-        for (const Query& query : queries) to = std::max(to, query.to);
-        return (to + kKeyBlock - 1) / kKeyBlock;
-    }
+   private:
+    int64_t from_ = std::numeric_limits<int64_t>::max(), to_ = 0;
+    int64_t all_from_ = 0, all_to_ = std::numeric_limits<int64_t>::max();
 };
 
-// Running results of some queries.
-struct Sums {
-    float *largest, *total, *weighted;
-    static size_t floats(int64_t rows, int width) { return static_cast<size_t>(rows * (width + 2) + 32); }
-    Sums(float* memory, int64_t rows, int width) : largest(memory), total(memory + rows), weighted(memory + (2 * rows + 15) / 16 * 16) {
-        std::fill_n(largest, rows, -kInfinity);
-        std::fill_n(total, rows, 0.0f);
-        std::fill_n(weighted, rows * width, 0.0f);
-    }
-};
+// Results of `rows` queries that have seen nothing yet.
+size_t sums_floats(int64_t rows, int width) { return static_cast<size_t>(rows * (width + 2) + 32); }
+AttendSums new_sums(float* memory, int64_t rows, int width) {
+    const AttendSums sums{memory, memory + rows, memory + (2 * rows + 15) / 16 * 16};
+    std::fill_n(sums.largest, rows, -kInfinity);
+    std::fill_n(sums.total, rows, 0.0f);
+    std::fill_n(sums.weighted, rows * width, 0.0f);
+    return sums;
+}
+// Those from a row on.
+AttendSums from_row(const AttendSums& sums, int64_t row, int width) {
+    return {sums.largest + row, sums.total + row, sums.weighted + row * width};
+}
 
 // Queries by the kernel's row count: groups of `size` queries (a power of two), packed [group][width][size].
 class Packed {
@@ -114,8 +124,17 @@ class Packed {
     float* data_;
 };
 
-// Sets what group g of the item sees of a block that begins at position `first`; false if nothing.
-bool set_ranges(const Item& item, int64_t g, int size, int64_t first, AttendArgs& args) {
+// Sets what group g of the item sees of a block; false if nothing.
+bool set_ranges(const Item& item, int64_t g, int size, int64_t block, AttendArgs& args) {
+    const int64_t first = block * kKeyBlock;
+    if (item.all_see(block) && (g + 1) * size <= static_cast<int64_t>(item.queries.size())) {
+        args.rows = size;
+        args.first = 0;
+        args.last = kKeyBlock;
+        std::fill_n(args.from, size, 0);
+        std::fill_n(args.to, size, kKeyBlock);
+        return true;
+    }
     args.rows = size;
     args.first = kKeyBlock;
     args.last = 0;
@@ -134,17 +153,6 @@ bool set_ranges(const Item& item, int64_t g, int size, int64_t first, AttendArgs
     return args.first < args.last;
 }
 
-// Stored keys and values as float32, once for all groups of an item.
-void widen_block(const KernelTable& kernels, AttendArgs& args, int width, float* memory) {
-    const int n = kKeyBlock * width;
-    kernels.widen(args.keys, args.type, n, memory);
-    kernels.widen(args.values, args.type, n, memory + n);
-    args.keys = memory;
-    args.values = memory + n;
-    args.type = CacheType::Float;
-    args.from_memory = false;
-}
-
 void finish(const Query& query, const float* weighted, float total, int head_dim) {
     const float inverse = 1.0f / total;
     for (int d = 0; d < head_dim; d++) query.out[d] = weighted[d] * inverse;
@@ -154,27 +162,23 @@ void finish(const Query& query, const float* weighted, float total, int head_dim
 void attend_item(const KernelTable& kernels, const Item& item, int head_dim) {
     const int64_t rows = static_cast<int64_t>(item.queries.size());
     const int width = item.source.width();
-    const size_t widened = static_cast<size_t>(2 * kKeyBlock * width), part = static_cast<size_t>(kMaxQueryRows * width);
-    float* memory = scratch(widened + part + Packed::floats(kernels, item) + Sums::floats(rows, width));
-    float* block_weighted = memory + widened;
+    const size_t part = static_cast<size_t>(kMaxQueryRows * width);
+    float* block_weighted = scratch(part + Packed::floats(kernels, item) + sums_floats(rows, width));
     const Packed packed(kernels, item, head_dim, block_weighted + part);
-    Sums sums(block_weighted + part + Packed::floats(kernels, item), rows, width);
+    const AttendSums sums = new_sums(block_weighted + part + Packed::floats(kernels, item), rows, width);
     AttendArgs args{};
     args.head_dim = width;
     args.weighted = block_weighted;
     for (int64_t block = item.first_block(); block < item.last_block(); block++) {
         item.source.block(block * kKeyBlock, args);
-        if (packed.groups(item) > 1 && args.type == CacheType::Half) widen_block(kernels, args, width, memory);
         for (int64_t g = 0; g < packed.groups(item); g++) {
-            if (!set_ranges(item, g, packed.size(), block * kKeyBlock, args)) continue;
+            if (!set_ranges(item, g, packed.size(), block, args)) continue;
             args.queries = packed.group(g);
             kernels.attend(args);
-            for (int r = 0; r < packed.size(); r++) {
-                const int64_t i = g * packed.size() + r;
-                if (i < rows)
-                    kernels.merge(sums.largest + i, sums.total + i, sums.weighted + i * width, args.largest[r], args.total[r],
-                                  block_weighted + r * width, width);
-            }
+            args.from_memory = false;
+            const int64_t first = g * packed.size();
+            kernels.merge(static_cast<int>(std::min<int64_t>(packed.size(), rows - first)), width, from_row(sums, first, width),
+                          {args.largest, args.total, block_weighted});
         }
     }
     for (int64_t i = 0; i < rows; i++) finish(item.queries[static_cast<size_t>(i)], sums.weighted + i * width, sums.total[i], head_dim);
@@ -186,9 +190,9 @@ void attend_shared(Context& context, const Item& item, int head_dim) {
     const int64_t rows = static_cast<int64_t>(item.queries.size());
     const int width = item.source.width();
     Tensor packed_memory(*context.memory, {static_cast<int64_t>(Packed::floats(kernels, item))});
-    Tensor sums_memory(*context.memory, {static_cast<int64_t>(Sums::floats(rows, width))});
+    Tensor sums_memory(*context.memory, {static_cast<int64_t>(sums_floats(rows, width))});
     const Packed packed(kernels, item, head_dim, packed_memory.floats());
-    Sums sums(sums_memory.floats(), rows, width);
+    const AttendSums sums = new_sums(sums_memory.floats(), rows, width);
     const int64_t first = item.first_block(), last = item.last_block(), size = packed.size();
     const int64_t wave = std::min(kWaveBlocks, last - first), stride = size * (width + 2);
     Tensor parts(*context.memory, {wave, stride});
@@ -203,7 +207,7 @@ void attend_shared(Context& context, const Item& item, int head_dim) {
                 args.weighted = parts.row(b);
                 item.source.block((begin + b) * kKeyBlock, args);
                 float* ends = parts.row(b) + size * width;
-                if (set_ranges(item, 0, packed.size(), (begin + b) * kKeyBlock, args)) {
+                if (set_ranges(item, 0, packed.size(), begin + b, args)) {
                     kernels.attend(args);
                     std::copy_n(args.largest, size, ends);
                     std::copy_n(args.total, size, ends + size);
@@ -215,9 +219,8 @@ void attend_shared(Context& context, const Item& item, int head_dim) {
         context.parallel(rows, static_cast<double>(blocks * width) / 8.0, [&](int64_t from, int64_t to, int) {
             for (int64_t i = from; i < to; i++)
                 for (int64_t b = 0; b < blocks; b++) {
-                    const float* ends = parts.row(b) + size * width;
-                    kernels.merge(sums.largest + i, sums.total + i, sums.weighted + i * width, ends[i], ends[size + i],
-                                  parts.row(b) + i * width, width);
+                    float* ends = parts.row(b) + size * width;
+                    kernels.merge(1, width, from_row(sums, i, width), from_row({ends, ends + size, parts.row(b)}, i, width));
                 }
         });
     }
@@ -267,9 +270,9 @@ Tensor attention(Context& context, const Tensor& q, const Cache& cache, const Te
         int64_t end = row + 1;
         while (end < n && end < row + rows_of_item && slots.ints()[end] == slots.ints()[row]) end++;
         for (int kv = 0; kv < cache.heads(); kv++) {
-            Item item{Source(cache, slots.ints()[row], kv), {}};
+            Item item(Source(cache, slots.ints()[row], kv));
             for (int64_t i = row; i < end; i++)
-                for (int64_t h = 0; h < readers; h++) item.queries.push_back(query_at(i, kv * readers + h));
+                for (int64_t h = 0; h < readers; h++) item.add(query_at(i, kv * readers + h));
             items.push_back(std::move(item));
         }
         row = end;
@@ -349,9 +352,9 @@ Tensor attention_bidirectional(Context& context, const Tensor& q, const Tensor& 
     std::vector<Item> items;
     for (int64_t head = 0; head < heads; head++)
         for (int64_t row = 0; row < n; row += kItemRows) {
-            Item item{Source(keys.row(head), values.row(head), width), {}};
+            Item item(Source(keys.row(head), values.row(head), width));
             for (int64_t i = row; i < std::min(n, row + kItemRows); i++)
-                item.queries.push_back({q.row(i) + head * head_dim, out.row(i) + head * head_dim, 0, n});
+                item.add({q.row(i) + head * head_dim, out.row(i) + head * head_dim, 0, n});
             items.push_back(std::move(item));
         }
     attend_all(context, items, head_dim);

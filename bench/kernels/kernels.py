@@ -3,9 +3,9 @@
     python bench/kernels/kernels.py [--threads N] [--tokens 512] [--rounds 9] [--json]
 
 Two ceilings are measured in the same run and alternately with the kernels, so that what disturbs the one disturbs the
-other: bytes a second read from memory by all threads, and int8 multiply-adds a second in registers. Products of one token
-are held against the first, products of a prompt against the second. Matrices are cycled through more memory than any
-cache holds. Figures are medians over the rounds; a percentage is the median of the percentages of the rounds.
+other: bytes a second read from memory by all threads, and int8 multiply-adds a second in registers. Products of one
+token are held against the first, products of a prompt against the second. Matrices are cycled through more memory than
+any cache holds. Figures are medians over the rounds; a percentage is the median of the percentages of the rounds.
 
 Read in milliseconds of one call. Attention is held against a quarter of the int8 ceiling: float32 has a quarter of the
 lanes of an int8 product in every instruction set here.
@@ -48,7 +48,7 @@ PROMPT_MATRICES = [name for name in MATRICES if name != "head" and "late" not in
 
 @dataclass(frozen=True)
 class Row:
-    """One kernel at one shape: milliseconds of a call, what it does a second, and its share of the ceiling in percent."""
+    """One kernel at one shape: milliseconds of a call, what it does a second, its share of the ceiling in percent."""
 
     kernel: str
     shape: str
@@ -85,7 +85,7 @@ class Bench:
     def measure(
         self, kernel: str, shape: str, call: Callable[[], object], work: float, unit: str, ceiling: Callable[[], float]
     ) -> None:
-        """Times rounds of `call`, each between two measurements of the ceiling. work: bytes or multiply-adds of a call."""
+        """Times rounds of `call`, each between two readings of the ceiling. work: bytes or multiply-adds of a call."""
         times, shares = [], []
         call()
         before = ceiling()

@@ -126,26 +126,24 @@ static void attend(AttendArgs& a) {
     }
 }
 
-static void merge(float* largest, float* total, float* weighted, float block_largest, float block_total,
-                  const float* block_weighted, int head_dim) {
-    if (block_largest == -infinity()) return;
-    const float top = block_largest > *largest ? block_largest : *largest;
-    alignas(64) float factors[16] = {*largest - top, block_largest - top};
-    vstore(factors, vexp(vload(factors)));
-    const Vf keep = vset(factors[0]), add = vset(factors[1]);
-    *total = *total * factors[0] + block_total * factors[1];
-    *largest = top;
-    for (int d = 0; d < head_dim; d += 16)
-        vstore(weighted + d, vfma(vload(block_weighted + d), add, vload(weighted + d) * keep));
-}
-
-static void widen(const void* stored, CacheType type, int n, float* out) {
-    for (int i = 0; i < n; i += 16) {
-        switch (type) {
-            case CacheType::Half: vstore(out + i, load_stored<CacheType::Half>(stored, i)); break;
-            case CacheType::Int8: vstore(out + i, load_stored<CacheType::Int8>(stored, i)); break;
-            default: vstore(out + i, load_stored<CacheType::Float>(stored, i));
-        }
+static void merge(int rows, int head_dim, const AttendSums& sums, const AttendSums& block) {
+    const Vf none = vset(-infinity());
+    const Vf before = vlanes_between(vload_first(sums.largest, rows), 0, rows, -infinity());
+    const Vf added = vlanes_between(vload_first(block.largest, rows), 0, rows, -infinity());
+    const Vf largest = vmax(added, vmax(before, none));
+    // Where nothing has been seen at all, any finite number serves: both factors become 0.
+    const Vf top = vmax(vset(-3e38f), largest);
+    alignas(64) float keep[16], add[16];
+    vstore(keep, vexp(before - top));
+    vstore(add, vexp(added - top));
+    const Vf total = vload_first(sums.total, rows) * vload(keep);
+    vstore_first(sums.total, vfma(vload_first(block.total, rows), vload(add), total), rows);
+    vstore_first(sums.largest, largest, rows);
+    for (int row = 0; row < rows; row++) {
+        float* to = sums.weighted + row * head_dim;
+        const float* from = block.weighted + row * head_dim;
+        const Vf k = vset(keep[row]), a = vset(add[row]);
+        for (int d = 0; d < head_dim; d += 16) vstore(to + d, vfma(vload(from + d), a, vload(to + d) * k));
     }
 }
 

@@ -40,7 +40,6 @@ constexpr KernelTable table_named(const char* name) {
             .rope = rope,
             .attend = attend,
             .merge = merge,
-            .widen = widen,
             .narrow = narrow,
             .relative = relative,
             .read = read,
