@@ -130,6 +130,7 @@ class Model:
         self._defaults: GenerationDefaults | None = None
         self._busy = threading.Lock()
         self._resident: tuple[Prompt, Running] | None = None
+        self._scheduler: Scheduler | None = None
         self._written = 0  # positions that were ever written since the slot was begun anew: rings have lost the first
 
     def __enter__(self) -> Model:
@@ -141,7 +142,10 @@ class Model:
         self.close()
 
     def close(self) -> None:
-        """Give up the file. The model cannot be used any more; closing it again does nothing."""
+        """Give up the file. The model cannot be used any more, nor its scheduler; closing it again does nothing."""
+        if self._scheduler is not None:
+            self._scheduler.close()
+            self._scheduler = None
         if self._container is not None:
             self._container.close()
         self._container = self._resident = None
@@ -229,7 +233,8 @@ class Model:
         try:
             cache = KvCache(self._ops, self.config.text, n_slots=slots, context=self.context, chunk=_PREFILL_CHUNK)
             runner = Runner(self._runner.model, cache)
-            return Scheduler(runner, slots, queue_limit=queue_limit, on_close=alone.__exit__)
+            self._scheduler = Scheduler(runner, slots, queue_limit=queue_limit, on_close=alone.__exit__)
+            return self._scheduler
         except BaseException:
             alone.__exit__()
             raise

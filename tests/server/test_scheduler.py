@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -241,6 +242,17 @@ def test_closing_drains_or_ends(model: cellmd.Model) -> None:
         with pytest.raises(BusyError):
             scheduler.submit(request, got.put)
     assert model.generate("hello", max_tokens=1)
+
+
+def test_closing_the_model_closes_its_scheduler(path: Path) -> None:
+    with cellmd.load(path, threads=1, context=2048) as model:
+        scheduler = model.scheduler(slots=2)
+        request = model.request(model_cases.text_prompt(5), temperature=0.0, max_tokens=2000)
+        request.settings.end_ids = ()
+        got: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        scheduler.submit(request, got.put)
+    scheduler.close()
+    assert isinstance([got.get_nowait() for _ in range(got.qsize())][-1], BusyError)
 
 
 # ---- its parts ------------------------------------------------------------------------------------------

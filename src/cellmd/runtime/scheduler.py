@@ -186,7 +186,7 @@ class Scheduler:
             job.cancel()
 
     def close(self, drain_seconds: float = 0.0) -> None:
-        """Take no more requests, let those taken in end for so long, and stop the thread."""
+        """Take no more requests, let those taken in end for so long, and stop the thread. Again: does nothing."""
         with self._changed:
             self._state.closing = True
             self._changed.notify_all()
@@ -195,7 +195,8 @@ class Scheduler:
             self._state.abandon = True
             self._changed.notify_all()
         self._thread.join()
-        self._on_close()
+        on_close, self._on_close = self._on_close, lambda: None
+        on_close()
 
     def _notify(self) -> None:
         with self._changed:
