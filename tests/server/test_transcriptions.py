@@ -7,6 +7,7 @@ import itertools
 import json
 import wave
 from collections.abc import Iterator
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from hypothesis import strategies as st
 
 import cellmd
 from cellmd.cli.main import main
+from cellmd.processors.decode_audio import decode_audio
 from cellmd.runtime.scheduler import Scheduler
 from cellmd.transcribe import pauses
 from cellmd.transcribe.formats import Segment, as_json, as_srt, as_text, as_vtt
+from cellmd.transcribe.job import transcribe_file
 from cellmd.transcribe.pauses import MAX_SECONDS, RATE_HZ, Span, pieces, spans_of, speech
 from cellmd.transcribe.recording import Task, transcribe
 from live_server import Live, until
@@ -177,6 +180,25 @@ def test_a_transcription_that_is_stopped_frees_its_slots(
     segments.close()
     until(lambda: scheduler[1].counts.running == 0)
     assert list(transcribe(*scheduler, recording, pieces(recording), Task(), at_once=3, stopped=lambda: True)) == []
+
+
+def test_words_are_neither_lost_nor_doubled(tmp_path: Path) -> None:
+    """The small trained model that comes with cellmd hears one sentence at a time, so the pauses are long."""
+    demo = files("cellmd.demo")
+    with as_file(demo / "checkpoint") as checkpoint:
+        cellmd.convert(checkpoint, tmp_path / "demo.cellmd")
+    truth = json.loads((demo / "media" / "truth.json").read_text())["sentence.wav"]["answer"]
+    sentence = decode_audio((demo / "media" / "sentence.wav").read_bytes())
+    recording = np.concatenate([silence(1), *[x for _ in range(4) for x in (sentence, silence(4))]])
+    (tmp_path / "talk.wav").write_bytes(wav(recording))
+    with cellmd.load(tmp_path / "demo.cellmd", context=1024) as model:
+        scheduler = model.scheduler(slots=3)
+        segments = transcribe_file(model, scheduler, tmp_path / "talk.wav", Task(), None, 3)
+    assert [segment.text for segment in segments] == [truth] * 4
+    for i, segment in enumerate(segments):
+        begin = 1 + i * (len(sentence) / RATE_HZ + 4)
+        assert segment.start_s == pytest.approx(begin, abs=0.5)
+        assert segment.stop_s == pytest.approx(begin + len(sentence) / RATE_HZ, abs=0.5)
 
 
 # ---- the command ----------------------------------------------------------------------------------------
