@@ -60,9 +60,11 @@ def drawing(points: list[dict[str, Any]]) -> str:
         parts += [f'<circle cx="{x}" cy="{y - 4}" r="5" fill="{colour}"/>', text(x + 12, y, kind, "start", colour)]
     for point in points:
         x, y, colour = x_of(point["bits"]), y_of(point["kl"]), COLOURS[point["kind"]]
+        label = f"{point['name']} {point['kl']:.3f}"
+        anchor, aside = ("start", 9) if point["bits"] < sum(BITS) / 2 + 0.1 else ("end", -9)
         parts += [
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>',
-            text(x + 9, y + 4, f"{point['name']} {point['kl']:.3f}", "start", colour),
+            text(x + aside, y + 4, label, anchor, colour),
         ]
     return "\n".join([*parts, "</svg>", ""])
 

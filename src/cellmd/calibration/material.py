@@ -29,7 +29,7 @@ SUFFIXES: dict[Kind, frozenset[str]] = {
 QUESTIONS: dict[Kind, str] = {"sound": "Transcribe this audio:", "picture": "Describe this image:"}
 
 PIECE_TOKENS = 512
-MAX_PIECES = 40
+MAX_PIECES = 64
 MAX_MEDIA = 16
 """Of sounds, and of pictures."""
 
