@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <chrono>
 
 #if defined(__x86_64__)
@@ -11,6 +12,7 @@
 namespace cellmd {
 namespace {
 
+constexpr int kChunksOfThread = 8;  // of at most 1,024 threads: a chunk's number fits 16 bits
 constexpr auto kWatch = std::chrono::microseconds(60);
 
 std::atomic<uint32_t> process_generation{0};
@@ -43,15 +45,46 @@ void await_change(const std::atomic<uint32_t>& value, uint32_t old) {
 
 }  // namespace
 
-// On cache lines of their own: what the caller writes for each job, and what the workers count down.
+// A job is cut into chunks of items, and each thread owns a row of chunks. A chunk is claimed by advancing its owner's
+// counter, which names the job and the end of the row: whoever comes late finds another job's name, or nothing left. While
+// a claimed chunk is unfinished the job cannot end, so what describes it stays.
 struct ThreadPool::Workers {
+    struct alignas(64) Owned {
+        std::atomic<uint64_t> row{0};  // job << 32 | end of the row << 16 | next chunk
+        static uint64_t of(uint32_t job, uint64_t begin, uint64_t end) { return uint64_t{job} << 32 | end << 16 | begin; }
+    };
+
     alignas(64) std::atomic<uint32_t> job{0};
-    Call call = nullptr;  // null: stop
+    std::atomic<bool> stop{false};
+    Call call = nullptr;
     const void* body = nullptr;
     int64_t items = 0;
-    int size = 0;
-    alignas(64) std::atomic<uint32_t> running{0};
+    uint32_t chunks = 0;
+    std::vector<Owned> owned;
+    alignas(64) std::atomic<uint32_t> unfinished{0};
     std::vector<std::thread> threads;
+
+    explicit Workers(int size) : owned(static_cast<size_t>(size)) {}
+
+    // The number of a chunk of the job that `owner` still had, or -1.
+    int64_t claim(Owned& owner, uint32_t of_job) const {
+        uint64_t row = owner.row.load(std::memory_order_acquire);
+        while (row >> 32 == of_job && (row & 0xFFFF) < (row >> 16 & 0xFFFF))
+            if (owner.row.compare_exchange_weak(row, row + 1, std::memory_order_acq_rel, std::memory_order_acquire))
+                return static_cast<int64_t>(row & 0xFFFF);
+        return -1;
+    }
+
+    void take_part(uint32_t of_job, int thread) {
+        const size_t size = owned.size();
+        for (size_t i = 0; i < size; i++) {
+            Owned& owner = owned[(static_cast<size_t>(thread) + i) % size];
+            for (int64_t chunk; (chunk = claim(owner, of_job)) >= 0;) {
+                call(body, items * chunk / chunks, items * (chunk + 1) / chunks, thread);
+                if (unfinished.fetch_sub(1, std::memory_order_acq_rel) == 1) unfinished.notify_one();
+            }
+        }
+    }
 };
 
 ThreadPool::ThreadPool(int threads) : size_(threads) { watch_forks(); }
@@ -63,7 +96,7 @@ ThreadPool::~ThreadPool() {
         for (std::thread& thread : workers_->threads) thread.detach();
         return;
     }
-    workers_->call = nullptr;
+    workers_->stop.store(true, std::memory_order_relaxed);
     workers_->job.fetch_add(1, std::memory_order_release);
     workers_->job.notify_all();
     for (std::thread& thread : workers_->threads) thread.join();
@@ -75,18 +108,16 @@ void ThreadPool::start() {
         static_cast<void>(workers_.release());  // a forked child cannot tell in what state the parent's threads left it
     }
     generation_of_process_ = process_generation.load();
-    workers_ = std::make_unique<Workers>();
-    workers_->size = size_;
+    workers_ = std::make_unique<Workers>(size_);
     for (int i = 1; i < size_; i++) workers_->threads.emplace_back([shared = workers_.get(), i] { work(*shared, i); });
 }
 
 void ThreadPool::work(Workers& shared, int thread) {
     for (uint32_t seen = 0;;) {
         await_change(shared.job, seen);
-        seen++;
-        if (!shared.call) return;
-        shared.call(shared.body, shared.items * thread / shared.size, shared.items * (thread + 1) / shared.size, thread);
-        if (shared.running.fetch_sub(1, std::memory_order_acq_rel) == 1) shared.running.notify_one();
+        seen = shared.job.load(std::memory_order_acquire);
+        if (shared.stop.load(std::memory_order_relaxed)) return;
+        shared.take_part(seen, thread);
     }
 }
 
@@ -98,14 +129,22 @@ void ThreadPool::run_job(int64_t items, const void* body, Call call) {
     const std::lock_guard<std::mutex> lock(one_job_);
     if (!workers_ || generation_of_process_ != process_generation.load(std::memory_order_relaxed)) start();
     Workers& shared = *workers_;
+    const uint32_t job = shared.job.load(std::memory_order_relaxed) + 1;
+    const auto chunks = static_cast<uint32_t>(std::min<int64_t>(items, int64_t{kChunksOfThread} * size_));
     shared.call = call;
     shared.body = body;
     shared.items = items;
-    shared.running.store(static_cast<uint32_t>(size_ - 1), std::memory_order_relaxed);
-    shared.job.fetch_add(1, std::memory_order_release);
+    shared.chunks = chunks;
+    shared.unfinished.store(chunks, std::memory_order_relaxed);
+    for (int i = 0; i < size_; i++) {
+        const uint64_t size = static_cast<uint64_t>(size_), at = static_cast<uint64_t>(i);
+        const uint64_t row = Workers::Owned::of(job, chunks * at / size, chunks * (at + 1) / size);
+        shared.owned[at].row.store(row, std::memory_order_release);
+    }
+    shared.job.store(job, std::memory_order_release);
     shared.job.notify_all();
-    call(body, 0, items / size_, 0);
-    for (uint32_t left; (left = shared.running.load(std::memory_order_acquire)) != 0;) await_change(shared.running, left);
+    shared.take_part(job, 0);
+    for (uint32_t left; (left = shared.unfinished.load(std::memory_order_acquire)) != 0;) await_change(shared.unfinished, left);
 }
 
 }  // namespace cellmd

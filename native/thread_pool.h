@@ -23,8 +23,10 @@ class ThreadPool {
 
     int size() const { return size_; }
 
-    // body(begin, end, thread) on every thread, which together cover 0..items-1, each one contiguous part. Items must not
-    // depend on one another; then results do not depend on the number of threads. Callers wait for each other.
+    // body(begin, end, thread) for stretches of items that together are 0..items-1. Each thread begins with a contiguous
+    // part of its own; one that is done helps another that is not, so that a thread which the system has put aside holds
+    // up nothing but the stretch it is at. Items must not depend on one another; then no result depends on the number of
+    // threads or on who did what. Callers wait for each other.
     template <typename Body>
     void run(int64_t items, const Body& body) {
         run_job(items, &body, [](const void* self, int64_t begin, int64_t end, int thread) {
