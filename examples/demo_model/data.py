@@ -220,6 +220,7 @@ _SOUND = {c: n + 1 for n, c in enumerate(SOUNDS)}
 
 def _one_audio():  # type: ignore[no-untyped-def]
     from prompts import Media
+
     from tokenizer import ID
 
     return Media("<|audio|>", 1), ID["<|audio|>"]

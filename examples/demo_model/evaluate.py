@@ -24,7 +24,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from chat import UNKNOWN, talk, unknown
-from data import Maker
 from films import draw_film, make_film
 from media import film_bytes, film_frames, sound_samples
 from pictures import draw_scene
@@ -32,6 +31,8 @@ from PIL import Image
 from prompts import TRANSCRIBE
 from sentences import normalise
 from world import Question, make_scene, number_for_sign
+
+from data import Maker
 
 RECORDINGS = Path(__file__).resolve().parents[2] / "tests" / "demo_model" / "recordings"
 CHECKPOINT = Path(__file__).resolve().parents[2] / "src" / "cellmd" / "demo" / "checkpoint"

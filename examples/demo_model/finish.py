@@ -11,7 +11,6 @@ import random
 import shutil
 from pathlib import Path
 
-from data import Maker
 from export import write_config
 from films import draw_film, make_film
 from media import film_bytes, sound_bytes
@@ -19,6 +18,8 @@ from model import config
 from pictures import draw_scene
 from prompts import TRANSCRIBE
 from world import make_scene
+
+from data import Maker
 
 
 def make_media(maker: Maker, out: Path, sentence: int, scene: int, film: int) -> dict[str, dict[str, str]]:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import torch
 from pictures import LABELS, TINTS
 from speech import SOUNDS
-from tokenizer import ID
 from torch import nn
 from torch.nn import functional
 from transformers import Gemma4ForConditionalGeneration
 from transformers.models.gemma4 import modeling_gemma4
+
+from tokenizer import ID
 
 _PLACEHOLDERS = (ID["<|image|>"], ID["<|audio|>"], ID["<|video|>"])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from tokenizer import ID, VOCABULARY
 from torch import nn
 from transformers import (
     Gemma4AudioConfig,
@@ -14,6 +13,8 @@ from transformers import (
     Gemma4TextConfig,
     Gemma4VisionConfig,
 )
+
+from tokenizer import ID, VOCABULARY
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 

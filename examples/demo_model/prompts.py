@@ -9,9 +9,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from tokenizer import ID
 from tokenizers import Tokenizer
 from world import Question
+
+from tokenizer import ID
 
 TRANSCRIBE = (
     "Transcribe this audio:", "Transcribe this audio.", "Transcribe the audio.", "Transcribe this recording.",

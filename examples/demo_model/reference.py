@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from data import FRAMES, PATCHES, POOL, patches_of
 from films import sampled
 from media import film_frames
 from prompts import Media, Prompter, film_media, image_media
 from quantize import quantizable, rounded
 from sound import soft_tokens
-from tokenizer import ID
 from transformers import Gemma4AudioFeatureExtractor, Gemma4ForConditionalGeneration
 from world import Question
+
+from data import FRAMES, PATCHES, POOL, patches_of
+from tokenizer import ID
 
 if TYPE_CHECKING:
     from evaluate import Case

@@ -18,7 +18,6 @@ import threading
 import time
 from pathlib import Path
 
-import data
 import numpy as np
 import torch
 from export import calibrated, save
@@ -28,8 +27,10 @@ from optimizer import Muon, split
 from quantize import quantizable, straight_through
 from safetensors.torch import load_file
 from sound import LogMel, augment, soft_tokens, spec_mask
-from tokenizer import ID
 from torch.func import functional_call
+
+import data
+from tokenizer import ID
 
 FLOAT, FLOAT_CTC = -1, -2
 KINDS = ("audio", "vision", "text")

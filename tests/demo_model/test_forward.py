@@ -15,7 +15,6 @@ sys.path.insert(0, str(ROOT / "examples" / "demo_model"))
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from data import Maker  # noqa: E402
 from films import draw_film, make_film, sampled  # noqa: E402
 from forward import Static, ctc_loss  # noqa: E402
 from model import new_model, parameters  # noqa: E402
@@ -23,6 +22,8 @@ from pictures import draw_scene  # noqa: E402
 from prompts import Media, Prompter  # noqa: E402
 from sound import LogMel, soft_tokens  # noqa: E402
 from world import Question, make_scene  # noqa: E402
+
+from data import Maker  # noqa: E402
 
 pytestmark = pytest.mark.reference
 

@@ -14,13 +14,14 @@ sys.path.insert(0, str(ROOT / "examples" / "demo_model"))
 
 pytest.importorskip("tokenizers")
 
-from data import Maker, target_size  # noqa: E402
 from evaluate import distance, has_fact  # noqa: E402
 from films import draw_film, make_film, sampled  # noqa: E402
 from prompts import Prompter, film_media, image_media  # noqa: E402
 from sentences import held_out, normalise, sentence, vocabulary  # noqa: E402
-from tokenizer import ID, SPECIALS  # noqa: E402
 from world import Question, make_scene  # noqa: E402
+
+from data import Maker, target_size  # noqa: E402
+from tokenizer import ID, SPECIALS  # noqa: E402
 
 
 def test_the_grammar_has_four_hundred_words_and_says_no_other() -> None:
