@@ -28,7 +28,9 @@ def browser() -> Iterator[Any]:
     path = os.environ.get("CELLMD_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     assert path is not None, "no browser: install chromium, or set CELLMD_CHROMIUM to one"
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        # A microphone that beeps, and nobody who has to allow it.
+        sound = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", *sound])
         yield browser
         browser.close()
 
@@ -118,6 +120,21 @@ def test_a_dropped_picture(page: Any, served: Live) -> None:
     assert served.counts.prompt_tokens - before > 30  # the picture's places among them
     page.set_input_files("#files", files=[{"name": "note.txt", "mimeType": "text/plain", "buffer": b"x"}])
     until(lambda: page.evaluate("document.getElementById('status').textContent.includes('no picture')"))
+
+
+def test_a_recording_from_the_microphone(page: Any, served: Live) -> None:
+    limit(page, 5)
+    page.click("#record")
+    until(lambda: page.get_attribute("#record", "aria-pressed") == "true")
+    page.wait_for_timeout(1500)
+    page.click("#record")
+    page.wait_for_selector("#attached li")
+    before = served.counts.prompt_tokens
+    say(page, "what is this")
+    answered(page)
+    assert page.locator("li.user audio").count() == 1
+    assert page.locator("li.error").count() == 0
+    assert served.counts.prompt_tokens - before > 50  # 25 places a second of sound
 
 
 def test_a_stopped_stream(page: Any, served: Live) -> None:
