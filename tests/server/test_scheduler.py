@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -187,6 +188,39 @@ def test_what_is_asked_together_is_read_once(model: cellmd.Model) -> None:
     assert scheduler.counts.rows < len(own[0]) + 5 * (len(own[3]) - len(beginning) + 30)
     if model.backend == "cpu":
         assert [result.token_ids for result in results] == [result.token_ids for result in alone]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_company_that_comes_and_goes(model: cellmd.Model, seed: int) -> None:
+    """Prompts that share beginnings of any length, some with media, answers that are cut off at any time."""
+    rng = random.Random(seed)
+    stems = [model_cases.media_prompt(model, seed), model_cases.text_prompt(700, seed)]
+    asked: list[tuple[cellmd.Prompt, dict[str, Any]]] = []
+    for i in range(30):
+        stem = rng.choice(stems)
+        ends = stem.media[-1].start + stem.media[-1].features.n_soft_tokens if stem.media else 20
+        n = rng.randint(ends, len(stem))
+        prompt = cellmd.Prompt((*stem.token_ids[:n], *rng.choices(range(110, 230), k=rng.randint(1, 40))), stem.media)
+        asked.append((prompt, {"temperature": 1.0, "seed": i, "max_tokens": rng.randint(1, 60)}))
+    alone = [model.generate(prompt, **options) for prompt, options in asked]
+    scheduler = model.scheduler(slots=4, queue_limit=64)
+    got: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in asked]
+    left = set(rng.sample(range(len(asked)), 8))
+    for i, (prompt, options) in enumerate(asked):
+        job = scheduler.submit(model.request(prompt, **options), got[i].put)
+        if i in left:
+            threading.Timer(rng.random() * 0.2, job.cancel).start()
+        threading.Event().wait(rng.random() * 0.01)
+    scheduler.close(drain_seconds=60)
+    assert scheduler.counts.failed == 0
+    assert scheduler.counts.cached_tokens > 0
+    for i, one in enumerate(alone):
+        pieces = [got[i].get_nowait() for _ in range(got[i].qsize())]
+        tokens = tuple(token for piece in pieces for token in piece.token_ids)
+        if model.backend == "cpu":
+            assert tokens == one.token_ids[: len(tokens)]
+            assert i in left or tokens == one.token_ids
+        assert i in left or pieces[-1].finish_reason is not None
 
 
 def test_who_waits_for_one_that_leaves_goes_on_alone(model: cellmd.Model) -> None:

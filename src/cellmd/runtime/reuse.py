@@ -60,21 +60,25 @@ class Slot:
             self._written = 0
         self.keys = self.keys[:n_kept]
 
+    def written(self, n_done: int) -> int:
+        """Positions that were ever written since the slot was begun anew, n_done of them by the sequence in it now."""
+        return max(self._written, n_done)
+
     def copied(self, n_written: int) -> None:
-        """The slot now holds what another does, which had been written so far."""
+        """The slot now holds what another does, in which so many positions had ever been written."""
         self._written = n_written
 
     def end(self, keys: np.ndarray) -> None:
         """The slot is free again and holds the positions of these keys."""
         self.keys = keys
-        self._written = max(self._written, len(keys))
+        self._written = self.written(len(keys))
         self.last_used = next(Slot._uses)
 
     def reusable(self, keys: np.ndarray, cache: KvCache) -> int:
         """How many first positions of a prompt are here and can be gone on from. Further positions than `keys` may once
         have been written, and rings have lost what those replaced."""
         n = common(self.keys, keys)
-        return n if n >= LEAST_KEPT and cache.can_go_back(max(self._written, len(self.keys)), n) else 0
+        return n if n >= LEAST_KEPT and cache.can_go_back(self.written(len(self.keys)), n) else 0
 
 
 def choose_slot(idle: Sequence[Slot], keys: np.ndarray, cache: KvCache) -> tuple[Slot, int]:

@@ -262,7 +262,8 @@ class Scheduler:
         for other in self._state.running:
             n = common(other.keys, job.keys)
             done = other.sequence.n_done
-            if n > n_shared and (done < n or self._runner.cache.can_go_back(done, n)):
+            written = self._slots[other.sequence.slot].written(done)
+            if n > n_shared and (done < n or self._runner.cache.can_go_back(written, n)):
                 leader, n_shared = other, n
         return leader, n_shared
 
@@ -277,7 +278,7 @@ class Scheduler:
             if leader is not None and leader.sequence.n_done >= job.n_shared:
                 source, target = leader.sequence.slot, job.sequence.slot
                 self._runner.copy_slot(source, target, job.n_shared)
-                self._slots[target].copied(leader.sequence.n_done)
+                self._slots[target].copied(self._slots[source].written(leader.sequence.n_done))
                 self._start(job, job.n_shared)
 
     def _drop_cancelled(self) -> None:
