@@ -79,7 +79,8 @@ async def chat_requests(engine: Engine, asked: ChatRequest, client: str) -> list
         [plain_message(i, message) for i, message in enumerate(asked.messages)],
         tools=[tool.model_dump(exclude_none=True) for tool in tools] or None,
         thinking=thinking,
-        image_tokens=asked.image_tokens or _image_tokens(asked.messages),
+        image_tokens=asked.image_tokens
+        or _image_tokens(asked.messages, engine.model.processor.config.image.max_soft_tokens),
     )
     return engine.requests(
         prompt,
@@ -180,10 +181,11 @@ def constraint_of(engine: Engine, form: ResponseFormat | None) -> GrammarConstra
     return grammars.lark(form.grammar) if isinstance(form, GrammarFormat) else None
 
 
-def _image_tokens(messages: Sequence[Message]) -> int | None:
-    """The budget that the pictures' details ask for; the largest, as a prompt has one for all its pictures."""
+def _image_tokens(messages: Sequence[Message], own: int) -> int | None:
+    """The budget that the pictures' details ask for: the largest, as a prompt has one for all its pictures.
+    own: the model's own, which auto means."""
     parts = [part for message in messages if isinstance(message.content, list) for part in message.content]
-    budgets = [_IMAGE_TOKENS.get(part.image_url.detail, 280) for part in parts if isinstance(part, ImagePart)]
+    budgets = [_IMAGE_TOKENS.get(part.image_url.detail, own) for part in parts if isinstance(part, ImagePart)]
     return max(budgets, default=None)
 
 
