@@ -25,28 +25,30 @@ class Context {
 
     template <typename Body>
     void on_all_threads(int64_t items, const Body& body) {
-        pool_.run(items, body);
+        pool_.run(items, 1, body);
     }
 
     // body(begin, end, thread) over 0..items-1 as ThreadPool::run does it, where an item takes about `cost` simple vector
     // operations: little work stays on this thread, much work is done in pieces between which the user may interrupt.
+    // Stretches are at least `grain` items long, where there are enough for all threads.
     template <typename Body>
-    void parallel(int64_t items, double cost, const Body& body) {
+    void parallel(int64_t items, double cost, const Body& body, int64_t grain = 1) {
         if (items <= 0) return;
         const double total = cost * static_cast<double>(items);
         if (total < kWorthWaking) {
             body(int64_t{0}, items, 0);
             return;
         }
+        grain = std::clamp<int64_t>(grain, 1, std::max<int64_t>(1, items / (2 * pool_.size())));
         if (total < kPiece) {
-            pool_.run(items, body);
+            pool_.run(items, grain, body);
             return;
         }
-        const auto piece = std::max<int64_t>(pool_.size(), static_cast<int64_t>(kPiece / cost));
+        const auto piece = std::max<int64_t>(2 * grain * pool_.size(), static_cast<int64_t>(kPiece / cost));
         for (int64_t first = 0; first < items; first += piece) {
             if (first > 0) check_interrupt_();
             const int64_t n = std::min(piece, items - first);
-            pool_.run(n, [&](int64_t begin, int64_t end, int thread) { body(first + begin, first + end, thread); });
+            pool_.run(n, grain, [&](int64_t begin, int64_t end, int thread) { body(first + begin, first + end, thread); });
         }
     }
 

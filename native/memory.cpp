@@ -19,6 +19,21 @@ std::byte* map_pages(size_t bytes) {
     return static_cast<std::byte*>(p);
 }
 
+// Pages for one block, in large pages where the system has them: a row of activations is then not a page of its own, and
+// there are fewer to be taken.
+constexpr size_t kLargePage = size_t{1} << 21;
+std::byte* map_block(size_t bytes) {
+    if (bytes < kLargePage) return map_pages(bytes);
+    std::byte* const mapped = map_pages(bytes + kLargePage);
+    const size_t before = (kLargePage - reinterpret_cast<uintptr_t>(mapped) % kLargePage) % kLargePage;
+    if (before > 0) munmap(mapped, before);
+    munmap(mapped + before + bytes, kLargePage - before);
+#if defined(MADV_HUGEPAGE)
+    madvise(mapped + before, bytes, MADV_HUGEPAGE);
+#endif
+    return mapped + before;
+}
+
 std::byte* allocate(size_t bytes) {
     void* p = std::aligned_alloc(kAlignment, bytes);
     if (!p) throw std::bad_alloc();
@@ -58,7 +73,7 @@ BlockRef MemoryPool::take(size_t bytes) {
         }
     }
     const bool mapped = size >= kMappedFrom;
-    Block* block = new Block(mapped ? map_pages(size) : allocate(size), size, mapped, shared_from_this());
+    Block* block = new Block(mapped ? map_block(size) : allocate(size), size, mapped, shared_from_this());
     held_bytes_ += size;
     return BlockRef(block);
 }

@@ -213,7 +213,7 @@ std::vector<Tensor> linears(Context& context, const Tensor& x, std::optional<Nor
                 multiply(context.kernels, *job.matrix, x, inputs[job.input], outputs[i], static_cast<int>(from * kUnit),
                          static_cast<int>(std::min(to * kUnit, tiles_of(*job.matrix))));
         }
-    });
+    }, x.size(0) > 1 ? kTilesOfScratch / kUnit : 1);
     return outputs;
 }
 
@@ -232,7 +232,7 @@ Tensor gated_linear(Context& context, const Tensor& x, std::optional<Norm> norm,
     context.parallel(x.size(0) ? tiles_of(gate) : 0, unit_cost(x, gate), [&](int64_t begin, int64_t end, int) {
         context.kernels.gemm_int4_geglu(gate.integers(), up.integers(), product, static_cast<int>(begin),
                                         static_cast<int>(end), scratch_of(gate));
-    });
+    }, x.size(0) > 1 ? kTilesOfScratch / 2 : 1);
     return out;
 }
 

@@ -26,10 +26,10 @@ class ThreadPool {
     // body(begin, end, thread) for stretches of items that together are 0..items-1. Each thread begins with a contiguous
     // part of its own; one that is done helps another that is not, so that a thread which the system has put aside holds
     // up nothing but the stretch it is at. Items must not depend on one another; then no result depends on the number of
-    // threads or on who did what. Callers wait for each other.
+    // threads or on who did what. Stretches are at least `grain` items long. Callers wait for each other.
     template <typename Body>
-    void run(int64_t items, const Body& body) {
-        run_job(items, &body, [](const void* self, int64_t begin, int64_t end, int thread) {
+    void run(int64_t items, int64_t grain, const Body& body) {
+        run_job(items, grain, &body, [](const void* self, int64_t begin, int64_t end, int thread) {
             (*static_cast<const Body*>(self))(begin, end, thread);
         });
     }
@@ -38,7 +38,7 @@ class ThreadPool {
     using Call = void (*)(const void*, int64_t, int64_t, int);
     struct Workers;
 
-    void run_job(int64_t items, const void* body, Call call);
+    void run_job(int64_t items, int64_t grain, const void* body, Call call);
     void start();
     static void work(Workers& shared, int thread);
 

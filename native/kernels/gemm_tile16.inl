@@ -6,7 +6,7 @@
 // tokens or tiles are computed together.
 
 // Bytes that a stream of weights is fetched ahead of its use when every weight is used once.
-constexpr int kPrefetchBytes = 6144;
+constexpr int kPrefetchBytes = 8192;
 
 template <bool kInt4>
 struct Tile16 {
