@@ -21,6 +21,7 @@ constexpr int kKeyBlock = 64;       // keys of a block of attention; blocks begi
 constexpr int kTilesOfScratch = 16; // tiles whose scales a product may expand at a time
 constexpr int kMaxTokenBlock = 8;
 constexpr int kMaxQueryRows = 8;
+constexpr int kMaxMerged = 64;
 
 // Activations as int8: x ~ code * scale with one scale for each row and each group of columns, codes in -127..127.
 // Rows come in blocks of KernelTable::token_block (the last one may be smaller), each block apart:
@@ -175,8 +176,9 @@ struct KernelTable {
 
     // ---- attention (kernels/attention.inl) ----
     void (*attend)(AttendArgs&);
-    // Blocks' parts (AttendArgs' results) of some rows (at most kMaxQueryRows) into what those rows have so far.
-    void (*merge)(int rows, int head_dim, const AttendSums& sums, const AttendSums& block);
+    // Blocks' parts (AttendArgs' results) of some rows (at most kMaxQueryRows) into what those rows have so far, in order:
+    // `blocks` (at most kMaxMerged) parts, each of whose numbers lie `stride` floats after those of the one before.
+    void (*merge)(int rows, int head_dim, const AttendSums& sums, const AttendSums& first, int blocks, size_t stride);
     // n numbers as stored: Half within the largest finite half, Int8 by the scale it returns (else 1).
     float (*narrow)(const float* x, CacheType, int n, void* out);
     void (*relative)(const RelativeArgs&, int row, int head, float* scores, float* out);

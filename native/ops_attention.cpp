@@ -14,7 +14,7 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int64_t kItemRows = 64;        // queries of an item, where there are as many
-constexpr int64_t kWaveBlocks = 64;      // blocks of keys of an item that are shared out at a time
+constexpr int64_t kWaveBlocks = kMaxMerged;  // blocks of keys of an item that are shared out at a time
 
 // Where the keys and values of one sequence and head lie.
 class Source {
@@ -178,7 +178,7 @@ void attend_item(const KernelTable& kernels, const Item& item, int head_dim) {
             args.from_memory = false;
             const int64_t first = g * packed.size();
             kernels.merge(static_cast<int>(std::min<int64_t>(packed.size(), rows - first)), width, from_row(sums, first, width),
-                          {args.largest, args.total, block_weighted});
+                          {args.largest, args.total, block_weighted}, 1, 0);
         }
     }
     for (int64_t i = 0; i < rows; i++) finish(item.queries[static_cast<size_t>(i)], sums.weighted + i * width, sums.total[i], head_dim);
@@ -217,11 +217,10 @@ void attend_shared(Context& context, const Item& item, int head_dim) {
             }
         });
         context.parallel(rows, static_cast<double>(blocks * width) / 8.0, [&](int64_t from, int64_t to, int) {
-            for (int64_t i = from; i < to; i++)
-                for (int64_t b = 0; b < blocks; b++) {
-                    float* ends = parts.row(b) + size * width;
-                    kernels.merge(1, width, from_row(sums, i, width), from_row({ends, ends + size, parts.row(b)}, i, width));
-                }
+            float* const ends = parts.row(0) + size * width;
+            kernels.merge(static_cast<int>(to - from), width, from_row(sums, from, width),
+                          from_row({ends, ends + size, parts.row(0)}, from, width), static_cast<int>(blocks),
+                          static_cast<size_t>(stride));
         });
     }
     for (int64_t i = 0; i < rows; i++) finish(item.queries[static_cast<size_t>(i)], sums.weighted + i * width, sums.total[i], head_dim);

@@ -126,25 +126,31 @@ static void attend(AttendArgs& a) {
     }
 }
 
-static void merge(int rows, int head_dim, const AttendSums& sums, const AttendSums& block) {
-    const Vf none = vset(-infinity());
-    const Vf before = vlanes_between(vload_first(sums.largest, rows), 0, rows, -infinity());
-    const Vf added = vlanes_between(vload_first(block.largest, rows), 0, rows, -infinity());
-    const Vf largest = vmax(added, vmax(before, none));
-    // Where nothing has been seen at all, any finite number serves: both factors become 0.
-    const Vf top = vmax(vset(-3e38f), largest);
-    alignas(64) float keep[16], add[16];
-    vstore(keep, vexp(before - top));
-    vstore(add, vexp(added - top));
-    const Vf total = vload_first(sums.total, rows) * vload(keep);
-    vstore_first(sums.total, vfma(vload_first(block.total, rows), vload(add), total), rows);
-    vstore_first(sums.largest, largest, rows);
-    for (int row = 0; row < rows; row++) {
-        float* to = sums.weighted + row * head_dim;
-        const float* from = block.weighted + row * head_dim;
-        const Vf k = vset(keep[row]), a = vset(add[row]);
-        for (int d = 0; d < head_dim; d += 16) vstore(to + d, vfma(vload(from + d), a, vload(to + d) * k));
+static void merge(int rows, int head_dim, const AttendSums& sums, const AttendSums& first, int blocks, size_t stride) {
+    alignas(64) float keep[kMaxMerged][16], add[kMaxMerged][16];
+    const auto of_rows = [&](const float* p) CELLMD_ALWAYS { return vlanes_between(vload_first(p, rows), 0, rows, -infinity()); };
+    Vf largest = of_rows(sums.largest), total = vload_first(sums.total, rows);
+    for (int b = 0; b < blocks; b++) {
+        const Vf added = of_rows(first.largest + b * stride);
+        const Vf both = vmax(added, largest);
+        // Where nothing has been seen at all, any finite number serves: both factors become 0.
+        const Vf top = vmax(vset(-3e38f), both);
+        const Vf k = vexp(largest - top), a = vexp(added - top);
+        vstore(keep[b], k);
+        vstore(add[b], a);
+        total = vfma(vload_first(first.total + b * stride, rows), a, total * k);
+        largest = both;
     }
+    vstore_first(sums.largest, largest, rows);
+    vstore_first(sums.total, total, rows);
+    for (int row = 0; row < rows; row++)
+        for (int d = 0; d < head_dim; d += 16) {
+            float* const to = sums.weighted + row * head_dim + d;
+            const float* from = first.weighted + row * head_dim + d;
+            Vf sum = vload(to);
+            for (int b = 0; b < blocks; b++, from += stride) sum = vfma(vload(from), vset(add[b][row]), sum * vset(keep[b][row]));
+            vstore(to, sum);
+        }
 }
 
 static float narrow(const float* x, CacheType type, int n, void* out) {
