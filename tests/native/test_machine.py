@@ -122,27 +122,33 @@ def matrix(m, k):
     codes, scales = np.zeros(m * k // 2, np.uint8), np.zeros(m * k // 128, np.float16)
     return ops.matrix(PackedTensor("w", (m, k), Coding("i4", "tile16", 128, "f16"), codes, scales))
 def go(call):
+    began = time.monotonic()
+    call()
+    whole = time.monotonic() - began
     sent = []
     def interrupt():
         time.sleep(0.3)
         sent.append(time.monotonic())
         os.kill(os.getpid(), signal.SIGINT)
+    began_again = time.monotonic()
     threading.Thread(target=interrupt).start()
     try:
         call()
         sys.exit("it ended by itself")
     except KeyboardInterrupt:
-        print(time.monotonic() - sent[0])
+        print(time.monotonic() - sent[0], whole - (sent[0] - began_again))
 """
 
 
 @pytest.mark.parametrize("what", INTERRUPTED)
 def test_an_interrupt_is_heard(what: str) -> None:
-    """Within a tenth of a second on a machine of one's own; the bound leaves room for others at work."""
+    """Long before the work would have ended: within a tenth of a second on a machine of one's own, but how busy this
+    one is nobody knows, so it is held against the same work, left alone."""
     program = PROGRAM + INTERRUPTED[what]()
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 0, run.stderr
-    assert float(run.stdout) < 0.5
+    heard_after_s, left_to_do_s = map(float, run.stdout.split())
+    assert heard_after_s < left_to_do_s / 2
 
 
 def test_sigint_is_pythons(ops: CpuOps) -> None:
