@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "dispatch.h"
+#include "matrix.h"
 #include "memory.h"
 #include "thread_pool.h"
 
@@ -52,12 +53,26 @@ class Context {
         }
     }
 
+    // Notes that an operation which reads each of these weights once follows the one noted before, and has the pool expect
+    // what followed this one the last time.
+    void reads_once(Follower& follower, const void* weights, size_t bytes) {
+        const std::lock_guard<std::mutex> lock(follower_mutex_);
+        if (last_read_) {
+            last_read_->begin = weights;
+            last_read_->bytes = bytes;
+        }
+        last_read_ = follower.shared_from_this();
+        pool_.expect(follower.begin, follower.bytes);
+    }
+
    private:
     // In vector operations, of which a core does about 1e9 a second or more.
     static constexpr double kWorthWaking = 2e3;
     static constexpr double kPiece = 4e7;
 
     ThreadPool pool_;
+    std::mutex follower_mutex_;
+    std::shared_ptr<Follower> last_read_;
     void (*check_interrupt_)();
 };
 

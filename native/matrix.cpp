@@ -73,6 +73,7 @@ void Matrix::bind_integers(const StoredTensor& stored) {
         require(aligned(stored.row_factors.data(), sizeof(float)), "row factors at an unaligned address");
     }
     integers_.codes = reinterpret_cast<const uint8_t*>(stored.data.data());
+    code_bytes_ = stored.data.size();
     integers_.scales = stored.scales.data();
     integers_.row_factors = type == ScaleType::Factored ? stored.row_factors.data() : nullptr;
     integers_.scale_type = type;
@@ -137,6 +138,8 @@ Matrix Matrix::rows(int64_t start, int64_t stop) const {
     const int64_t row_bytes = tiled() ? 4 * ceil_div(k_, int4 ? 8 : 4) : int4 ? ceil_div(k_, 2) : k_;
     IntMatrix& m = part.integers_;
     m.codes += start * row_bytes;
+    part.code_bytes_ = static_cast<size_t>((stop - start) * row_bytes);
+    part.follower_ = std::make_shared<Follower>();
     m.scales = static_cast<const std::byte*>(m.scales) + start * m.scale_groups * scale_bytes(m.scale_type);
     if (m.row_factors) m.row_factors += start;
     m.n = part.n_;

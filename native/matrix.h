@@ -27,6 +27,12 @@ struct Clip {
     float input_low, input_high, output_low, output_high;
 };
 
+// Weights that were read after those of a matrix, the last time; a guess, and only ever fetched, never read.
+struct Follower : std::enable_shared_from_this<Follower> {
+    const void* begin = nullptr;
+    size_t bytes = 0;
+};
+
 // An n x k matrix to multiply with or to look rows up in.
 class Matrix {
    public:
@@ -44,6 +50,8 @@ class Matrix {
     const Lookup& lookup() const { return lookup_; }
     float input_low() const { return input_low_; }
     float input_high() const { return input_high_; }
+    size_t code_bytes() const { return code_bytes_; }
+    Follower& follower() const { return *follower_; }
 
     // Outputs start..stop-1 alone, sharing memory; both are multiples of 16, or stop is n.
     Matrix rows(int64_t start, int64_t stop) const;
@@ -60,6 +68,8 @@ class Matrix {
     float input_low_, input_high_;
     std::shared_ptr<const std::vector<float>> bias_;
     std::shared_ptr<const void> owner_;
+    size_t code_bytes_ = 0;
+    std::shared_ptr<Follower> follower_ = std::make_shared<Follower>();
 };
 
 }  // namespace cellmd

@@ -179,6 +179,13 @@ int64_t tiles_of(const Matrix& m) { return ceil_div(m.n(), kTileRows); }
 // Tiles are shared out in pairs, which kernels like to take together.
 constexpr int64_t kUnit = 2;
 
+// A single token reads all weights once: what comes after is worth fetching early.
+void expect_follower(Context& context, const Tensor& x, std::span<const Matrix* const> matrices) {
+    if (x.size(0) != 1 || matrices.empty() || !matrices.front()->tiled()) return;
+    const Matrix& first = *matrices.front();
+    context.reads_once(first.follower(), first.integers().codes, first.code_bytes());
+}
+
 double unit_cost(const Tensor& x, const Matrix& m) {
     const double per_row = m.kind() == Matrix::Kind::Float ? 16.0 : m.tiled() ? 64.0 : 24.0;
     return static_cast<double>(x.size(0)) * static_cast<double>(m.k()) * 2.0 * kTileRows / per_row;
@@ -204,6 +211,7 @@ std::vector<Tensor> linears(Context& context, const Tensor& x, std::optional<Nor
         units += jobs.back().units;
         cost = std::max(cost, unit_cost(x, *m));
     }
+    expect_follower(context, x, matrices);
     inputs.prepare();
     context.parallel(x.size(0) ? units : 0, cost, [&](int64_t begin, int64_t end, int) {
         for (size_t i = 0; i < jobs.size(); i++) {
@@ -227,6 +235,8 @@ Tensor gated_linear(Context& context, const Tensor& x, std::optional<Norm> norm,
     Inputs inputs(context, x, norm);
     const Prepared& prepared = (static_cast<void>(inputs.add(gate)), inputs.add(up), inputs[0]);
     Tensor out(*context.memory, {x.size(0), gate.n()});
+    const Matrix* const both[] = {&gate, &up};
+    expect_follower(context, x, both);
     inputs.prepare();
     const IntProduct product = product_of(prepared, static_cast<int>(x.size(0)), out);
     context.parallel(x.size(0) ? tiles_of(gate) : 0, unit_cost(x, gate), [&](int64_t begin, int64_t end, int) {

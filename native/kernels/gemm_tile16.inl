@@ -249,7 +249,9 @@ static void geglu_block(const IntMatrix& gate, const IntMatrix& up, const IntPro
 static void gemm_int4_geglu(const IntMatrix& gate, const IntMatrix& up, const IntProduct& p, int begin, int end,
                             float* scratch) {
     if (p.rows == 1) {
-        // One matrix after the other: two streams in turns would each run dry.
+        // One matrix after the other: two streams in turns would each run dry. The second begins before the first ends.
+        const uint8_t* const second = up.codes + static_cast<size_t>(begin) * 64 * ceil_div(up.k, 8);
+        for (int at = 0; at < kPrefetchBytes; at += 64) prefetch(second + at);
         gemm_tile16<true>(gate, p, begin, end, scratch);
         vector_product<true>(up, p, begin, end, [&](int tile, Vf y) CELLMD_ALWAYS {
             const int row = tile * 16, n = up.n - row;

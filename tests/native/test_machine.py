@@ -69,6 +69,18 @@ def test_a_tensor_lives_as_long_as_a_view_of_it(ops: CpuOps) -> None:
     assert array[1, 1] == 65
 
 
+def test_what_followed_a_matrix_may_be_gone(ops: CpuOps) -> None:
+    """Threads fetch ahead what came next the last time, and that memory may have been given back since."""
+    first = matrix_of(ops, 2048, 2048)
+    x, gone = ops.zeros((1, 2048)), matrix_of(ops, 4096, 2048)
+    for _ in range(3):
+        ops.linear(x, first)
+        ops.linear(x, gone)
+    del gone
+    for _ in range(3):
+        assert not ops.to_numpy(ops.linear(x, first)).any()
+
+
 def test_idle_threads_take_no_processor_time(ops: CpuOps) -> None:
     a_pass(ops, matrix_of(ops, 256, 256), 64)
     time.sleep(0.05)
@@ -122,33 +134,27 @@ def matrix(m, k):
     codes, scales = np.zeros(m * k // 2, np.uint8), np.zeros(m * k // 128, np.float16)
     return ops.matrix(PackedTensor("w", (m, k), Coding("i4", "tile16", 128, "f16"), codes, scales))
 def go(call):
-    began = time.monotonic()
-    call()
-    whole = time.monotonic() - began
     sent = []
     def interrupt():
         time.sleep(0.3)
-        sent.append(time.monotonic())
+        sent.append(time.process_time())
         os.kill(os.getpid(), signal.SIGINT)
-    began_again = time.monotonic()
     threading.Thread(target=interrupt).start()
     try:
         call()
         sys.exit("it ended by itself")
     except KeyboardInterrupt:
-        print(time.monotonic() - sent[0], whole - (sent[0] - began_again))
+        print(time.process_time() - sent[0])
 """
 
 
 @pytest.mark.parametrize("what", INTERRUPTED)
 def test_an_interrupt_is_heard(what: str) -> None:
-    """Long before the work would have ended: within a tenth of a second on a machine of one's own, but how busy this
-    one is nobody knows, so it is held against the same work, left alone."""
+    """Within a tenth of a second of both threads' own time, however long others keep the processor from them."""
     program = PROGRAM + INTERRUPTED[what]()
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 0, run.stderr
-    heard_after_s, left_to_do_s = map(float, run.stdout.split())
-    assert heard_after_s < left_to_do_s / 2
+    assert float(run.stdout) < 2 * 0.1
 
 
 def test_sigint_is_pythons(ops: CpuOps) -> None:
