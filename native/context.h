@@ -40,16 +40,16 @@ class Context {
             body(int64_t{0}, items, 0);
             return;
         }
-        grain = std::clamp<int64_t>(grain, 1, std::max<int64_t>(1, items / (2 * pool_.size())));
+        const auto grain_of = [&](int64_t n) { return std::clamp<int64_t>(grain, 1, std::max<int64_t>(1, n / (2 * threads()))); };
         if (total < kPiece) {
-            pool_.run(items, grain, body);
+            pool_.run(items, grain_of(items), body);
             return;
         }
-        const auto piece = std::max<int64_t>(2 * grain * pool_.size(), static_cast<int64_t>(kPiece / cost));
+        const auto piece = std::max<int64_t>(threads(), static_cast<int64_t>(kPiece / cost));
         for (int64_t first = 0; first < items; first += piece) {
             if (first > 0) check_interrupt_();
             const int64_t n = std::min(piece, items - first);
-            pool_.run(n, grain, [&](int64_t begin, int64_t end, int thread) { body(first + begin, first + end, thread); });
+            pool_.run(n, grain_of(n), [&](int64_t begin, int64_t end, int thread) { body(first + begin, first + end, thread); });
         }
     }
 
