@@ -5,8 +5,9 @@
 // they are scaled and added to a float32 sum, groups in ascending order. So an output's bits do not depend on how many
 // tokens or tiles are computed together.
 
-// Bytes that a stream of weights is fetched ahead of its use when every weight is used once.
-constexpr int kPrefetchBytes = 8192;
+// Bytes that a stream of weights is fetched ahead of its use when every weight is used once. Measured: with more, several
+// threads get in each other's way; with less, a single one waits.
+constexpr int kPrefetchBytes = 3072;
 
 template <bool kInt4>
 struct Tile16 {
