@@ -5,6 +5,9 @@
 
 #include "isa/tables.h"
 
+#if defined(CELLMD_X86)
+#include <cpuid.h>
+#endif
 #if defined(CELLMD_ARM64) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
@@ -13,7 +16,11 @@ namespace cellmd {
 namespace {
 
 #if defined(CELLMD_X86)
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+bool has_f16c() {  // which older compilers cannot be asked for by name
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(); }
 bool has_avx512vnni() {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
