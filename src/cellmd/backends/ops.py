@@ -5,13 +5,14 @@ specification; every other backend is tested against it, operation by operation.
 
 Conventions. N tokens or rows, D model width, K inputs of a matrix, M its outputs, H heads, hd head width, V vocabulary.
 Activations are float32 tensors of the backend's own type (`Tensor`: a NumPy array for `reference`, a native tensor for
-`cpu`, a torch tensor for `cuda`), contiguous, rows first; all have a `shape`. Integer inputs (ids, positions, slots) are
-int32 tensors made by `ints`. A result is valid until the backend's next `begin`: backends may reuse its memory then; what must live longer (soft
-tokens, caches, logits handed to a user) is copied out with `keep` or made by `zeros`. Operations whose name ends in an
-underscore write into their first argument and return it; no other operation changes its inputs. Values of one row
-depend on that row (and, in attention, on its own sequence) alone, in an order of summation that is a function of the
-row alone: results are the same bits for any number of threads, any chunking of a prompt and any company in a batch.
-(`reference` multiplies with the platform's BLAS and keeps this to float32 rounding only.)
+`cpu`, a torch tensor for `cuda`), contiguous, rows first; all have a `shape`. Integer inputs (ids, positions, slots)
+are int32 tensors made by `ints`. A result is valid until the backend's next `begin`: backends may reuse its memory
+then; what must live longer (soft tokens, caches, logits handed to a user) is copied out with `keep` or made by `zeros`.
+Operations whose name ends in an underscore write into their first argument and return it; no other operation changes
+its inputs. Values of one row depend on that row (and, in attention, on its own sequence) alone, in an order of
+summation that is a function of the row alone: results are the same bits for any number of threads, any chunking of a
+prompt and any company in a batch. (`reference` multiplies with the platform's BLAS and keeps this to float32 rounding
+only.)
 
 The operations with a body below it are fused forms: the body says what they mean, a backend may do it faster.
 """
