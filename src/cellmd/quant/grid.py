@@ -23,7 +23,8 @@ _FLOAT16_MAX = np.float32(65504)
 _NEGLIGIBLE = np.float32(2.0**-100)
 """Reciprocals of smaller scales would leave float32; such groups are stored as zeros."""
 
-_FIRST_ROWS = 4
+_FIRST_ROWS = 1
+"""One row tells nearly always: that a whole group lies on a grid by chance does not happen."""
 
 
 def grid_scales(weights: np.ndarray, extremes: tuple[np.ndarray, np.ndarray], signed: bool) -> np.ndarray | None:
