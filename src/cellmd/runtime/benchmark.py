@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -129,7 +129,7 @@ def benchmark(
     audio_s: float | None = None,
 ) -> Figures:
     """Measure a file. prompts: lengths; after each, n_tokens decoding steps. image_size: height, width in pixels."""
-    for name, value in (("prompt", min(prompts, default=1)), ("tokens", n_tokens), ("repeat", repeat)):
+    for name, value in (("prompt", min(prompts, default=0)), ("tokens", n_tokens), ("repeat", repeat)):
         if value < 1:
             raise ArgumentError(f"{name} must be at least 1, found {value}")
     began = time.perf_counter()
@@ -139,12 +139,17 @@ def benchmark(
         model = Gemma4(ops, config, container.tensors)
         load_ms = _ms_since(began)
         work = Work.of(container.tensors, config.text)
-        cache = KvCache(ops, config.text, n_slots=1, context=max(prompts, default=0) + n_tokens + 1, chunk=_CHUNK)
+        cache = KvCache(ops, config.text, n_slots=1, context=max(prompts) + n_tokens + 1, chunk=_CHUNK)
         runner = Runner(model, cache)
         rng = np.random.default_rng(0)
-        runs = [(length, *_text(runner, length, n_tokens, repeat, rng)) for length in prompts]
-        peak_rss, private = _peak_rss_bytes(), _private_bytes()  # of text alone: what follows takes memory of its own
-        ceilings = ops.ceilings()
+        _text(runner, max(prompts), n_tokens, rng)  # warms caches, and shows the memory of text alone
+        peak_rss, private = _peak_rss_bytes(), _private_bytes()
+        # What a machine can do changes with its neighbours: each run is held against ceilings measured right before it.
+        runs = [
+            _Run(length, ops.ceilings(), *_text(runner, length, n_tokens, rng))
+            for length in prompts
+            for _ in range(repeat)
+        ]
         encode = []
         if image_size is not None:
             encode.append(_image(model, _front_ends(container, config), image_size, repeat, rng))
@@ -156,37 +161,56 @@ def benchmark(
             threads=threads,
             load_ms=load_ms,
             work=work,
-            ceilings=ceilings,
-            prefill=tuple(_prefill(length, prompt_ms, work, ceilings) for length, prompt_ms, _ in runs),
-            decode=tuple(_decode(length, step_ms, work, ceilings) for length, _, step_ms in runs),
+            ceilings=_median_ceilings(runs),
+            prefill=tuple(_prefill([run for run in runs if run.length == length], work) for length in prompts),
+            decode=tuple(_decode([run for run in runs if run.length == length], work) for length in prompts),
             encode=tuple(encode),
             peak_rss_bytes=peak_rss,
             private_bytes=private,
         )
 
 
-def _text(runner: Runner, length: int, n_tokens: int, repeat: int, rng: np.random.Generator) -> tuple[float, float]:
-    """Median milliseconds of a prompt of random tokens, and of a decoding step after it."""
+class _Run(NamedTuple):
+    """One prompt and the steps after it: the machine's ceilings right before, milliseconds, the median of a step."""
+
+    length: int
+    ceilings: Ceilings | None
+    prompt_ms: float
+    step_ms: float
+
+
+def _text(runner: Runner, length: int, n_tokens: int, rng: np.random.Generator) -> tuple[float, float]:
+    """Milliseconds of a prompt of random tokens, and the median of the decoding steps after it."""
     vocab_size = runner.model.config.text.vocab_size
-    prompt_ms, step_ms = [], []
-    for _ in range(repeat):
-        sequence = Running(0, [int(token) for token in rng.integers(0, vocab_size, length)])
-        prompt_ms.append(_timed_ms(runner.prefill, sequence))
-        for token in rng.integers(0, vocab_size, n_tokens):
-            sequence.token_ids.append(int(token))
-            step_ms.append(_timed_ms(runner.step, sequence))
-    return statistics.median(prompt_ms), statistics.median(step_ms)
+    sequence = Running(0, [int(token) for token in rng.integers(0, vocab_size, length)])
+    prompt_ms, step_ms = _timed_ms(runner.prefill, sequence), []
+    for token in rng.integers(0, vocab_size, n_tokens):
+        sequence.token_ids.append(int(token))
+        step_ms.append(_timed_ms(runner.step, sequence))
+    return prompt_ms, statistics.median(step_ms)
 
 
-def _prefill(length: int, ms: float, work: Work, ceilings: Ceilings | None) -> Prefill:
+def _median_ceilings(runs: Sequence[_Run]) -> Ceilings | None:
+    measured = [run.ceilings for run in runs if run.ceilings is not None]
+    if not measured:
+        return None
+    return Ceilings(
+        statistics.median(each.read_bytes_per_s for each in measured),
+        statistics.median(each.int8_macs_per_s for each in measured),
+    )
+
+
+def _prefill(runs: Sequence[_Run], work: Work) -> Prefill:
+    length, ms = runs[0].length, statistics.median(run.prompt_ms for run in runs)
     macs = length * work.prompt_macs + work.last_macs
-    percent = None if ceilings is None else 1e5 * macs / ceilings.int8_macs_per_s / ms
-    return Prefill(length, ms, length / ms * 1e3, percent)
+    shares = [1e5 * macs / run.ceilings.int8_macs_per_s / run.prompt_ms for run in runs if run.ceilings is not None]
+    return Prefill(length, ms, length / ms * 1e3, statistics.median(shares) if shares else None)
 
 
-def _decode(length: int, ms: float, work: Work, ceilings: Ceilings | None) -> Decode:
-    percent = None if ceilings is None else 1e5 * work.decode_bytes / ceilings.read_bytes_per_s / ms
-    return Decode(length, ms, 1e3 / ms, percent)
+def _decode(runs: Sequence[_Run], work: Work) -> Decode:
+    ms, n_bytes = statistics.median(run.step_ms for run in runs), work.decode_bytes
+    shares = [1e5 * n_bytes / run.ceilings.read_bytes_per_s / run.step_ms for run in runs if run.ceilings is not None]
+    return Decode(runs[0].length, ms, 1e3 / ms, statistics.median(shares) if shares else None)
 
 
 def _image(
