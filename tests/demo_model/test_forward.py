@@ -12,9 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = ROOT / "src" / "cellmd" / "demo" / "checkpoint"
 sys.path.insert(0, str(ROOT / "examples" / "demo_model"))
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
-
+import torch  # noqa: E402
 from films import draw_film, make_film, sampled  # noqa: E402
 from forward import Static, ctc_loss  # noqa: E402
 from model import new_model, parameters  # noqa: E402
