@@ -1,5 +1,5 @@
-"""The recipe's own forward pass is written in torch, as transformers is: its tests, all marked `reference`, cannot even be
-read without it."""
+"""The recipe's forward pass is written in torch, as the reference implementation is: its tests, all of them comparisons
+marked `reference`, cannot even be imported without it."""
 
 from __future__ import annotations
 
