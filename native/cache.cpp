@@ -69,17 +69,54 @@ void Cache::copy(int64_t from, int64_t to, int64_t n) {
     require(from >= 0 && from < slots_ && to >= 0 && to < slots_ && from != to && n >= 0, "a copy of ", n,
             " positions from slot ", from, " to slot ", to, " of ", slots_);
     if (n == 0) return;
-    const auto places = static_cast<size_t>(std::min(rounded_up(n, kKeyBlock), capacity_));  // keys lie in whole blocks
-    const size_t bytes = places * static_cast<size_t>(width_) * element_;
+    const size_t bytes = places(n) * static_cast<size_t>(width_) * element_;
     for (int head = 0; head < heads_; head++) {
         const Place source = block(from, head, 0), target = block(to, head, 0);
         std::memcpy(target.keys, source.keys, bytes);
         std::memcpy(target.values, source.values, bytes);
         if (target.key_scales) {
-            std::memcpy(target.key_scales, source.key_scales, places * sizeof(float));
-            std::memcpy(target.value_scales, source.value_scales, places * sizeof(float));
+            std::memcpy(target.key_scales, source.key_scales, places(n) * sizeof(float));
+            std::memcpy(target.value_scales, source.value_scales, places(n) * sizeof(float));
         }
     }
+}
+
+// Keys lie in whole blocks.
+size_t Cache::places(int64_t n) const { return static_cast<size_t>(std::min(rounded_up(n, kKeyBlock), capacity_)); }
+
+size_t Cache::saved_bytes(int64_t n) const {
+    require(n >= 0 && n <= int64_t{1} << 31, "a sequence of ", n, " positions");
+    const size_t scales = type_ == CacheType::Int8 ? sizeof(float) : 0;
+    return places(n) * static_cast<size_t>(heads_) * 2 * (static_cast<size_t>(width_) * element_ + scales);
+}
+
+// Hands each contiguous piece of what lies at the first n positions to `move`, always in the same order.
+template <class Move>
+void Cache::each_piece(int64_t slot, int64_t n, Move&& move) const {
+    require(slot >= 0 && slot < slots_ && n >= 0, "the first ", n, " positions of slot ", slot, " of ", slots_);
+    const size_t bytes = places(n) * static_cast<size_t>(width_) * element_;
+    for (int head = 0; head < heads_ && n > 0; head++) {
+        const Place place = block(slot, head, 0);
+        move(place.keys, bytes);
+        move(place.values, bytes);
+        if (!place.key_scales) continue;
+        move(reinterpret_cast<std::byte*>(place.key_scales), places(n) * sizeof(float));
+        move(reinterpret_cast<std::byte*>(place.value_scales), places(n) * sizeof(float));
+    }
+}
+
+void Cache::save(int64_t slot, int64_t n, std::byte* bytes) const {
+    each_piece(slot, n, [&](std::byte* piece, size_t size) {
+        std::memcpy(bytes, piece, size);
+        bytes += size;
+    });
+}
+
+void Cache::load(int64_t slot, int64_t n, const std::byte* bytes) {
+    each_piece(slot, n, [&](std::byte* piece, size_t size) {
+        std::memcpy(piece, bytes, size);
+        bytes += size;
+    });
 }
 
 }  // namespace cellmd

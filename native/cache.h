@@ -35,7 +35,16 @@ class Cache {
     // What lies at the first n positions of one sequence, to where another's lie; all of it once n exceeds the capacity.
     void copy(int64_t from, int64_t to, int64_t n);
 
+    // The same as bytes, which `load` takes on a cache of equal heads, widths, type and (for n above it) capacity.
+    size_t saved_bytes(int64_t n) const;
+    void save(int64_t slot, int64_t n, std::byte* bytes) const;
+    void load(int64_t slot, int64_t n, const std::byte* bytes);
+
    private:
+    size_t places(int64_t n) const;
+    template <class Move>
+    void each_piece(int64_t slot, int64_t n, Move&& move) const;
+
     int64_t slots_, capacity_;
     int heads_, head_dim_, width_;
     CacheType type_;

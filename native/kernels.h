@@ -10,7 +10,7 @@
 
 namespace cellmd {
 
-// What scales are stored as; Factored is a code of one byte, scale = code * row_factor (scale_dtype "u8" of the file).
+// What scales are stored as; Factored is a code of one byte, scale = code * row_factor (scale_dtype "i8" of the file).
 enum class ScaleType : uint8_t { Half, BFloat, Float, Factored };
 enum class FloatType : uint8_t { Half, BFloat, Float };
 enum class CacheType : uint8_t { Half, Float, Int8 };
@@ -22,6 +22,7 @@ constexpr int kTilesOfScratch = 16; // tiles whose scales a product may expand a
 constexpr int kMaxTokenBlock = 8;
 constexpr int kMaxQueryRows = 8;
 constexpr int kMaxMerged = 64;
+constexpr int kLargestBlock = 64;   // numbers of which the largest is looked for at a time
 
 // Activations as int8: x ~ code * scale with one scale for each row and each group of columns, codes in -127..127.
 // Rows come in blocks of KernelTable::token_block (the last one may be smaller), each block apart:
@@ -173,6 +174,13 @@ struct KernelTable {
     void (*multiply_add)(const float* x, const float* y, int n, float* out);
     // One head's channels (i, i + half), i < turning, by cos and sin; the others are copied. out may be x.
     void (*rope)(const float* x, const float* cos, const float* sin, int turning, int half, float* out);
+
+    // ---- vocabulary (kernels/vocabulary.inl) ----
+    // The largest of each kLargestBlock of n numbers (the last block may be shorter), -inf where there is none; what is not
+    // a number is passed over.
+    void (*largest)(const float* x, int n, float* out);
+    // The sum of e^(x - largest) over n numbers.
+    double (*exp_sum)(const float* x, int n, float largest);
 
     // ---- attention (kernels/attention.inl) ----
     void (*attend)(AttendArgs&);

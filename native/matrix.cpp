@@ -17,7 +17,7 @@ ScaleType scale_type_of(std::string_view name) {
     if (name == "f16") return ScaleType::Half;
     if (name == "bf16") return ScaleType::BFloat;
     if (name == "f32") return ScaleType::Float;
-    require(name == "u8", "scales of type '", name, "'; known are f16, bf16, f32 and u8");
+    require(name == "i8", "scales of type '", name, "'; known are f16, bf16, f32 and i8");
     return ScaleType::Factored;
 }
 

@@ -22,6 +22,7 @@ namespace cellmd {
 namespace {
 
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using WritableBytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using HostFloats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 using HostInts = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
@@ -179,6 +180,18 @@ CacheType cache_type_of(std::string_view name) {
     return CacheType::Int8;
 }
 
+void save_slot(const Cache& cache, int64_t slot, int64_t n, const WritableBytes& bytes) {
+    require(bytes.size() == cache.saved_bytes(n), n, " positions take ", cache.saved_bytes(n), " bytes, not ", bytes.size());
+    const nb::gil_scoped_release unlocked;
+    cache.save(slot, n, reinterpret_cast<std::byte*>(bytes.data()));
+}
+
+void load_slot(Cache& cache, int64_t slot, int64_t n, const Bytes& bytes) {
+    require(bytes.size() == cache.saved_bytes(n), n, " positions take ", cache.saved_bytes(n), " bytes, not ", bytes.size());
+    const nb::gil_scoped_release unlocked;
+    cache.load(slot, n, reinterpret_cast<const std::byte*>(bytes.data()));
+}
+
 void bind_types(nb::module_& m) {
     nb::class_<Tensor>(m, "Tensor", "Activations or indices: float32 or int32, rows first.")
         .def_prop_ro("shape", &shape_of)
@@ -199,7 +212,10 @@ void bind_types(nb::module_& m) {
     nb::class_<Cache>(m, "Cache", "Keys and values of one layer.")
         .def_prop_ro("capacity", &Cache::capacity)
         .def_prop_ro("slots", &Cache::slots)
-        .def("copy", &Cache::copy, "source"_a, "target"_a, "n"_a, nb::call_guard<nb::gil_scoped_release>());
+        .def("copy", &Cache::copy, "source"_a, "target"_a, "n"_a, nb::call_guard<nb::gil_scoped_release>())
+        .def("saved_bytes", &Cache::saved_bytes, "n"_a)
+        .def("save", &save_slot, "slot"_a, "n"_a, "bytes"_a.noconvert(), "Into so many bytes as `saved_bytes` says.")
+        .def("load", &load_slot, "slot"_a, "n"_a, "bytes"_a.noconvert(), "What `save` gave for as many positions.");
     m.def("bind_matrix", &bind_matrix, "n"_a, "k"_a, "dtype"_a, "layout"_a, "scale_dtype"_a.none(), "group_size"_a,
           "data"_a.noconvert(), "scales"_a.none().noconvert(), "row_factors"_a.none().noconvert(), "clip"_a.none(), "bias"_a.none(),
           "owner"_a);
@@ -270,6 +286,11 @@ void bind_elements(nb::class_<Context>& c) {
     c.def("silu", [](Context& self, const Tensor& x) { return unlocked_for(x, [&] { return silu(self, x); }); });
     c.def("glu", [](Context& self, const Tensor& x) { return unlocked_for(x, [&] { return glu(self, x); }); });
     c.def("softcap", [](Context& self, const Tensor& x, float cap) { unlocked_for(x, [&] { softcap(self, x, cap); }); });
+    c.def("top_k", [](Context& self, const Tensor& logits, int64_t k) {
+        auto [values, ids] = unlocked_for(logits, [&] { return top_k(self, logits, k); });
+        return nb::make_tuple(std::move(values), std::move(ids));
+    });
+    c.def("log_sum_exp", &log_sum_exp, nb::call_guard<nb::gil_scoped_release>());
     c.def("conv2d", &conv2d, nb::call_guard<nb::gil_scoped_release>());
     c.def("depthwise_conv1d", &depthwise_conv1d, nb::call_guard<nb::gil_scoped_release>());
     c.def("pool_patches", &pool_patches, nb::call_guard<nb::gil_scoped_release>());

@@ -26,7 +26,7 @@ from cellmd.backends.cpu import create
 from cellmd.backends.cpu.operations import CpuOps
 from cellmd.quant.tensor import Coding, PackedTensor
 
-CODING = Coding("i4", "tile16", 128, "u8")
+CODING = Coding("i4", "tile16", 128, "i8")
 READ_BYTES = 1 << 28
 COLD_BYTES = 192 << 20
 """Weights of a shape that are cycled through: several times the last-level cache."""

@@ -33,10 +33,6 @@ CELLMD_INLINE __m256 floats_of_bfloats(__m128i x) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
 }
 CELLMD_INLINE Vf vload_bf16(const uint16_t* p) { return {floats_of_bfloats(load16(p)), floats_of_bfloats(load16(p + 8))}; }
-CELLMD_INLINE Vf vload_u8(const uint8_t* p) {
-    const __m128i x = load16(p);
-    return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(x)), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(x, 8)))};
-}
 CELLMD_INLINE Vf vload_i8(const int8_t* p) {
     const __m128i x = load16(p);
     return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(x, 8)))};

@@ -45,11 +45,6 @@ CELLMD_INLINE Vf vload_bf16(const uint16_t* p) {
     for (int i = 0; i < 16; i++) r.v[i] = float_of_bfloat(p[i]);
     return r;
 }
-CELLMD_INLINE Vf vload_u8(const uint8_t* p) {
-    Vf r;
-    for (int i = 0; i < 16; i++) r.v[i] = p[i];
-    return r;
-}
 CELLMD_INLINE Vf vload_i8(const int8_t* p) {
     Vf r;
     for (int i = 0; i < 16; i++) r.v[i] = p[i];

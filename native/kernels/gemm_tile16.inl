@@ -106,12 +106,12 @@ template <typename Body>
 CELLMD_INLINE void with_scales(const IntMatrix& m, const Body& body) {
     const auto* halves = static_cast<const uint16_t*>(m.scales);
     const auto* floats = static_cast<const float*>(m.scales);
-    const auto* codes = static_cast<const uint8_t*>(m.scales);
+    const auto* codes = static_cast<const int8_t*>(m.scales);
     switch (m.scale_type) {
         case ScaleType::Half: return body([=](size_t i) CELLMD_ALWAYS { return vload_f16(halves + i); });
         case ScaleType::BFloat: return body([=](size_t i) CELLMD_ALWAYS { return vload_bf16(halves + i); });
         case ScaleType::Float: return body([=](size_t i) CELLMD_ALWAYS { return vload(floats + i); });
-        default: return body([=](size_t i) CELLMD_ALWAYS { return vload_u8(codes + i); });
+        default: return body([=](size_t i) CELLMD_ALWAYS { return vload_i8(codes + i); });
     }
 }
 

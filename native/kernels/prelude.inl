@@ -71,6 +71,6 @@ CELLMD_INLINE float scale_at(const void* p, ScaleType type, size_t i, float row_
         case ScaleType::Half: return float_of_half(static_cast<const uint16_t*>(p)[i]);
         case ScaleType::BFloat: return float_of_bfloat(static_cast<const uint16_t*>(p)[i]);
         case ScaleType::Float: return static_cast<const float*>(p)[i];
-        default: return static_cast<float>(static_cast<const uint8_t*>(p)[i]) * row_factor;
+        default: return static_cast<float>(static_cast<const int8_t*>(p)[i]) * row_factor;
     }
 }

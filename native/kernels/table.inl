@@ -7,6 +7,7 @@
 #include "lookup.inl"
 #include "rows.inl"
 #include "elementwise.inl"
+#include "vocabulary.inl"
 #include "attention.inl"
 #include "yardsticks.inl"
 
@@ -38,6 +39,8 @@ constexpr KernelTable table_named(const char* name) {
             .softcap = softcap,
             .multiply_add = multiply_add,
             .rope = rope,
+            .largest = largest,
+            .exp_sum = exp_sum,
             .attend = attend,
             .merge = merge,
             .narrow = narrow,

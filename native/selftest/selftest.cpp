@@ -52,7 +52,7 @@ struct Case {
 };
 
 Matrix stored_matrix(int n, int k, const char* dtype, const char* layout, const char* scales, int group, bool clipped) {
-    const bool tiled = !std::strcmp(layout, "tile16"), int4 = !std::strcmp(dtype, "i4"), factored = !std::strcmp(scales, "u8");
+    const bool tiled = !std::strcmp(layout, "tile16"), int4 = !std::strcmp(dtype, "i4"), factored = !std::strcmp(scales, "i8");
     const int padded = tiled ? (n + 15) / 16 * 16 : n, columns = int4 ? 8 : 4;
     const int row_bytes = tiled ? (k + columns - 1) / columns * 4 : int4 ? (k + 1) / 2 : k;
     const int groups = group ? (k + group - 1) / group : 1;
@@ -80,7 +80,7 @@ Matrix stored_matrix(int n, int k, const char* dtype, const char* layout, const 
 void add_products(std::vector<Case>& cases) {
     for (const char* dtype : {"i4", "i8"})
         for (const char* layout : {"tile16", "row"})
-            for (const char* scales : {"f32", "u8"})
+            for (const char* scales : {"f32", "i8"})
                 for (const int group : {0, 32, 128})
                     for (const int rows : {1, 2, 7, 19}) {
                         const int n = 1 + below(90), k = 1 + below(400);
@@ -102,7 +102,7 @@ void add_products(std::vector<Case>& cases) {
                     }
     for (const int rows : {1, 3, 10}) {
         const auto gate = std::make_shared<Matrix>(stored_matrix(50, 264, "i4", "tile16", "f32", 128, false));
-        const auto up = std::make_shared<Matrix>(stored_matrix(50, 264, "i4", "tile16", "u8", 128, true));
+        const auto up = std::make_shared<Matrix>(stored_matrix(50, 264, "i4", "tile16", "i8", 128, true));
         const auto x = normals(static_cast<size_t>(rows) * 264);
         cases.push_back({"gated product of " + std::to_string(rows), 300.0, [=](Context& c) {
                              return gated_linear(c, tensor(c, {rows, 264}, x), std::nullopt, *gate, *up);

@@ -18,7 +18,7 @@ CONFIG = {"architectures": ["Gemma4ForConditionalGeneration"], "model_type": "ge
 ASSETS = {"tokenizer.json": b'{"vocab": []}' * 40, "chat_template.jinja": b"{{ x }}"}
 
 TENSORS: dict[str, tuple[tuple[int, ...], Coding]] = {
-    "model.language_model.layers.0.mlp.up_proj.weight": ((20, 40), Coding("i4", "tile16", 32, "u8")),
+    "model.language_model.layers.0.mlp.up_proj.weight": ((20, 40), Coding("i4", "tile16", 32, "i8")),
     "model.language_model.layers.0.mlp.down_proj.weight": ((3, 5), Coding("i8", "tile16", 0, "bf16")),
     "model.language_model.embed_tokens_per_layer.weight": ((6, 33), Coding("i4", "row", 32, "f16")),
     "model.language_model.norm.weight": ((7,), Coding("f16")),

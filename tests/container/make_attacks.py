@@ -56,7 +56,7 @@ def base() -> tuple[dict[str, Any], list[bytes]]:
         "format": "cellmd",
         "config": {},
         "tensors": [
-            {"name": "w", "shape": [16, 8], "layout": "tile16", "scale_dtype": "u8", **matrix}
+            {"name": "w", "shape": [16, 8], "layout": "tile16", "scale_dtype": "i8", **matrix}
             | {"data": blobs[1], "scales": blobs[2], "row_factors": blobs[3]},
             {"name": "r", "shape": [2, 7], "layout": "row", "scale_dtype": "f16", **matrix}
             | {"data": blobs[4], "scales": blobs[5]},
@@ -253,7 +253,7 @@ ATTACKS: dict[str, tuple[type[Exception], bytes]] = {
     "layout_of_float": (HeaderError, v2(put("tile16", *N, "layout"))),
     "group_48": (HeaderError, v2(put(48, *W, "group_size"))),
     "group_true": (HeaderError, v2(put(True, *W, "group_size"))),
-    "scale_dtype_unknown": (HeaderError, v2(put("i8", *W, "scale_dtype"))),
+    "scale_dtype_unknown": (HeaderError, v2(put("u8", *W, "scale_dtype"))),
     "scale_dtype_null": (HeaderError, v2(put(None, *W, "scale_dtype"))),
     "scale_dtype_of_float": (HeaderError, v2(put("f16", *N, "scale_dtype"))),
     "int4_of_rank_3": (HeaderError, v2(put([16, 4, 2], *W, "shape"))),

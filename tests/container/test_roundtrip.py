@@ -43,7 +43,7 @@ def test_everything_comes_back(path: Path) -> None:
             assert np.array_equal(packed.data, expected.data)
             assert np.array_equal(decode(packed), decode(expected))
             assert packed.n_bytes == sizes(shape, coding).total
-        n_blobs = sum(3 if c.scale_dtype == "u8" else 2 if c.quantised else 1 for _, c in TENSORS.values())
+        n_blobs = sum(3 if c.scale_dtype == "i8" else 2 if c.quantised else 1 for _, c in TENSORS.values())
         assert container.verify() == n_blobs + len(ASSETS)
 
 
@@ -176,7 +176,7 @@ def test_a_folder_a_pipe_and_nothing(tmp_path: Path) -> None:
 def test_opening_two_thousand_tensors_reads_the_header_alone(tmp_path: Path) -> None:
     """Memory grows with the header, not with the file: 64 MB of tensors here."""
     path = tmp_path / "many.cellmd"
-    coding = Coding("i4", "tile16", 128, "u8")
+    coding = Coding("i4", "tile16", 128, "i8")
     tensors = [TensorDeclaration(f"model.layers.{i}.weight", (256, 256), coding) for i in range(2000)]
     block = encode_block(np.ones((256, 256), np.float32), coding)
     with ContainerWriter(path, tensors=tensors, config={}) as writer:
@@ -196,7 +196,7 @@ def test_opening_two_thousand_tensors_reads_the_header_alone(tmp_path: Path) -> 
 def test_a_table_is_mapped_for_lookups_and_nothing_else_is(tmp_path: Path) -> None:
     """Or each row read from the disk would bring a megabyte of neighbours."""
     path = tmp_path / "table.cellmd"
-    codings = {"matrix": Coding("i4", "tile16", 128, "u8"), "table": Coding("i4", "row", 256, "u8")}
+    codings = {"matrix": Coding("i4", "tile16", 128, "i8"), "table": Coding("i4", "row", 256, "i8")}
     tensors = [TensorDeclaration(name, (1024, 512), coding) for name, coding in codings.items()]
     with ContainerWriter(path, tensors=tensors, config={}) as writer:
         for tensor in tensors:

@@ -15,7 +15,7 @@ from cellmd.errors import ArgumentError, ContainerError
 from cellmd.quant import Coding, decode, encode_block
 from container.files import write_v2
 
-CODING = Coding("i4", "tile16", 32, "u8")
+CODING = Coding("i4", "tile16", 32, "i8")
 
 
 def declaration(name: str = "w", shape: tuple[int, ...] = (32, 64), coding: Coding = CODING) -> TensorDeclaration:

@@ -68,8 +68,8 @@ def test_aggressive_quantises_what_has_two_dimensions_and_nothing_else() -> None
 def test_group_size_overrides_every_quantised_tensor() -> None:
     specs = {spec.role: spec for spec in stored(ModelConfig.from_dict(checkpoint_config("tiny")))}
     aggressive = find_recipe("aggressive")
-    assert aggressive.coding(specs["per_layer_table"], "bf16") == Coding("i4", "row", 256, "u8")
-    assert aggressive.coding(specs["per_layer_table"], "bf16", 64) == Coding("i4", "row", 64, "u8")
+    assert aggressive.coding(specs["per_layer_table"], "bf16") == Coding("i4", "row", 256, "i8")
+    assert aggressive.coding(specs["per_layer_table"], "bf16", 64) == Coding("i4", "row", 64, "i8")
     assert aggressive.coding(specs["matrix"], "bf16", 0) == Coding("i4", "tile16", 0, "f16")
     assert aggressive.coding(specs["norm"], "bf16", 64) == Coding("f16")
     assert find_recipe("float").coding(specs["matrix"], "f32", 64) == Coding("f32")

@@ -12,10 +12,10 @@ from cellmd.quant import Coding, codes_of, coding_problem, decode, encode
 from cellmd.quant.feedback import InputMoments, encode_with_feedback
 
 CODINGS = [
-    Coding("i4", "tile16", 32, "u8"),
+    Coding("i4", "tile16", 32, "i8"),
     Coding("i4", "tile16", 64, "f16"),
     Coding("i4", "row", 0, "f16"),
-    Coding("i8", "tile16", 64, "u8"),
+    Coding("i8", "tile16", 64, "i8"),
 ]
 
 
@@ -95,7 +95,7 @@ def test_columns_that_no_input_reaches_and_rows_of_zeros(pool: ThreadPoolExecuto
     inputs[:, 10:20] = 0
     for inputs_seen in (inputs, np.zeros_like(inputs)):
         packed = encode_with_feedback(
-            "w", weights, Coding("i4", "tile16", 32, "u8"), moments_of(inputs_seen, inputs_seen), pool
+            "w", weights, Coding("i4", "tile16", 32, "i8"), moments_of(inputs_seen, inputs_seen), pool
         )
         decoded = decode(packed)
         assert np.isfinite(decoded).all()
@@ -111,7 +111,7 @@ def test_the_result_does_not_depend_on_the_threads() -> None:
     packed = []
     for n_threads in (1, 3):
         with ThreadPoolExecutor(n_threads) as threads:
-            coding = Coding("i4", "tile16", 32, "u8")
+            coding = Coding("i4", "tile16", 32, "i8")
             packed.append(encode_with_feedback("w", weights, coding, moments_of(inputs, inputs), threads))
     np.testing.assert_array_equal(packed[0].data, packed[1].data)
 

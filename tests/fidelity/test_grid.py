@@ -46,10 +46,10 @@ def test_products_rounded_to_bfloat16_lose_only_that_rounding() -> None:
 def test_other_weights_are_on_no_grid() -> None:
     rng = np.random.default_rng(2)
     weights = rng.standard_normal((64, 10, 32)).astype(np.float32)
-    assert grid_scales(weights, (weights.min(axis=-1), weights.max(axis=-1)), True) is None
+    assert grid_scales(weights, (weights.min(axis=-1), weights.max(axis=-1))) is None
     spoiled = on_grid(rng, (64, 320)).reshape(64, 10, 32)
     spoiled[50, 3, 7] *= np.float32(1.3)
-    assert grid_scales(spoiled, (spoiled.min(axis=-1), spoiled.max(axis=-1)), True) is None
+    assert grid_scales(spoiled, (spoiled.min(axis=-1), spoiled.max(axis=-1))) is None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -138,7 +138,7 @@ def test_heads_that_do_not_fit_the_cache(ops: CpuOps) -> None:
         lambda t: replace(t, coding=Coding("i8", "tile16", 32, "f16")),
         lambda t: replace(t, coding=Coding("i4", "tile16", 64, "f16")),
         lambda t: replace(t, coding=Coding("i4", "tile16", 12, "f16")),
-        lambda t: replace(t, coding=Coding("i4", "tile16", 32, "u8"), row_factors=np.ones(32, np.float32)),
+        lambda t: replace(t, coding=Coding("i4", "tile16", 32, "i8"), row_factors=np.ones(32, np.float32)),
         lambda t: replace(t, coding=Coding("f32", "tile16")),
     ],
 )
@@ -152,7 +152,7 @@ def test_bytes_that_do_not_fit_their_shape(ops: CpuOps, broken: Callable[[Packed
 
 
 def test_row_factors_are_counted(ops: CpuOps) -> None:
-    tensor = stored(20, 40, Coding("i4", "tile16", 32, "u8"))
+    tensor = stored(20, 40, Coding("i4", "tile16", 32, "i8"))
     assert tensor.row_factors is not None
     for factors in (None, tensor.row_factors[:20]):
         with pytest.raises(ArgumentError):

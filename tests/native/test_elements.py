@@ -127,7 +127,7 @@ def test_bits_do_not_depend_on_threads_or_company(make: Callable[..., CpuOps]) -
 @pytest.mark.parametrize(
     "coding",
     [
-        Coding("i4", "row", 32, "u8"),
+        Coding("i4", "row", 32, "i8"),
         Coding("i4", "row", 0, "f16"),
         Coding("i4", "tile16", 64, "f16"),
         Coding("i8", "tile16", 32, "bf16"),

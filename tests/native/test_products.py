@@ -21,13 +21,13 @@ CODINGS = [
     Coding("i4", "tile16", 0, "f16"),
     Coding("i4", "tile16", 32, "bf16"),
     Coding("i4", "tile16", 64, "f32"),
-    Coding("i4", "tile16", 128, "u8"),
+    Coding("i4", "tile16", 128, "i8"),
     Coding("i4", "tile16", 256, "f16"),
     Coding("i8", "tile16", 0, "f32"),
-    Coding("i8", "tile16", 32, "u8"),
+    Coding("i8", "tile16", 32, "i8"),
     Coding("i4", "row", 0, "f16"),
     Coding("i4", "row", 32, "f32"),
-    Coding("i4", "row", 256, "u8"),
+    Coding("i4", "row", 256, "i8"),
     Coding("i8", "row", 0, "bf16"),
     Coding("i8", "row", 32, "f16"),
 ]
@@ -194,7 +194,7 @@ def test_clip_bias_and_odd_output_widths(ops: CpuOps, coding: Coding) -> None:
 def test_fused_forms_are_their_parts_bit_for_bit(ops: CpuOps) -> None:
     x, weight = ops.floats(normal(1, 11, 264)), ops.floats(normal(2, 264))
     codings = [
-        Coding("i4", "tile16", 128, "u8"),
+        Coding("i4", "tile16", 128, "i8"),
         Coding("i4", "tile16", 32, "f16"),
         Coding("i8", "row", 0, "f16"),
         Coding("f16"),

@@ -77,7 +77,7 @@ def test_blocks_of_rows_join_to_the_whole(weights, coding, data) -> None:
 
 def test_blocks_join_at_full_width_and_in_threads() -> None:
     weights = np.random.default_rng(1).standard_normal((160, 8960), dtype=np.float32)
-    coding = Coding("i4", "row", 256, "u8")
+    coding = Coding("i4", "row", 256, "i8")
     whole = encode_block(weights, coding)
     with ThreadPoolExecutor(4) as pool:
         blocks = list(pool.map(lambda start: encode_block(weights[start : start + 16], coding), range(0, 160, 16)))
@@ -115,9 +115,11 @@ def grids(draw: st.DrawFn) -> tuple[Coding, np.ndarray, np.ndarray]:
     codes = rng.integers(-8, 8, shape) if coding.dtype == "i4" else rng.integers(-127, 128, shape)
     codes[:, ::group] = -8 if coding.dtype == "i4" else 127
     codes[:, 1::group] = 7
-    if coding.scale_dtype == "u8":
-        steps = rng.integers(1, 256, (shape[0], n_groups))
-        steps[:, 0] = 255
+    if coding.scale_dtype == "i8":
+        steps = rng.integers(1, 128, (shape[0], n_groups))
+        steps[:, 0] = 127
+        if coding.dtype == "i4":
+            steps *= rng.choice([-1, 1], steps.shape)
         scales = (steps * rng.uniform(1e-4, 1, (shape[0], 1)).astype(np.float32)).astype(np.float32)
     else:
         sign = rng.choice([-1, 1], (shape[0], n_groups)) if coding.dtype == "i4" else 1
@@ -159,7 +161,7 @@ def rounded_to_nearest(weights: np.ndarray, group: int) -> float:
 
 @pytest.mark.parametrize("tails", ["normal", "laplace", "t5"])
 @pytest.mark.parametrize("group", [32, 64, 128, 256, 0])
-@pytest.mark.parametrize("scale_dtype", ["f16", "bf16", "u8"])
+@pytest.mark.parametrize("scale_dtype", ["f16", "bf16", "i8"])
 def test_the_search_beats_rounding_to_nearest(group: int, scale_dtype: str, tails: str) -> None:
     rng = np.random.default_rng(5)
     shape = (64, 1536)
@@ -207,7 +209,7 @@ def test_scales_beyond_f16_are_refused_with_the_way_out() -> None:
     assert compare(encode("w", weights, Coding("i4", "row", 32, "bf16")), weights).snr_db > 40
 
 
-@pytest.mark.parametrize("scale_dtype", ["f16", "bf16", "f32", "u8"])
+@pytest.mark.parametrize("scale_dtype", ["f16", "bf16", "f32", "i8"])
 @pytest.mark.parametrize("magnitude", [0.0, 1e-45, 1e-31, 1e-7])
 def test_the_smallest_weights_become_zero_or_right_but_never_nan(magnitude: float, scale_dtype: str) -> None:
     weights = np.full((3, 40), magnitude, np.float32)

@@ -281,7 +281,7 @@ class _Tensors(Mapping[str, PackedTensor]):
 
 
 def _all_finite(scales: np.ndarray, dtype: str | None) -> bool:
-    if dtype == "u8":
+    if dtype == "i8":
         return True
     if dtype == "f32":
         return bool(np.isfinite(scales).all())

@@ -56,7 +56,7 @@ _COSTLY = rf"self_attn\.o_proj\.|mlp\.down_proj\.|{_SMALL_AND_COSTLY}"
 _AUDIO = r"\.(audio_tower|embed_audio)\."
 _TOWERS = r"\.(audio_tower|embed_audio|vision_tower|embed_vision)\."
 
-_INT8 = Coding("i8", "tile16", 64, "u8")
+_INT8 = Coding("i8", "tile16", 64, "i8")
 
 
 def _mixed(name: str, summary: str, table_group: int, *int8_patterns: str) -> Recipe:
@@ -65,9 +65,9 @@ def _mixed(name: str, summary: str, table_group: int, *int8_patterns: str) -> Re
         name,
         summary,
         (
-            Rule(Coding("i4", "row", table_group, "u8"), ("per_layer_table",)),
+            Rule(Coding("i4", "row", table_group, "i8"), ("per_layer_table",)),
             *(Rule(_INT8, ("matrix",), pattern) for pattern in int8_patterns),
-            Rule(Coding("i4", "tile16", 32, "u8"), ("embedding", "matrix")),
+            Rule(Coding("i4", "tile16", 32, "i8"), ("embedding", "matrix")),
             Rule(Coding("f16")),
         ),
     )
@@ -82,9 +82,9 @@ RECIPES = {
             "every 2-D weight INT4, one 8-bit scale for 128 columns (per-layer embeddings: 256), the rest F16",
             (
                 # Looked up by row only. Half of the file, so its groups are the longest.
-                Rule(Coding("i4", "row", 256, "u8"), ("per_layer_table",)),
+                Rule(Coding("i4", "row", 256, "i8"), ("per_layer_table",)),
                 # The embedding is also the output head: laid out for multiplication.
-                Rule(Coding("i4", "tile16", 128, "u8"), ("embedding", "matrix")),
+                Rule(Coding("i4", "tile16", 128, "i8"), ("embedding", "matrix")),
                 Rule(Coding("f16")),
             ),
         ),

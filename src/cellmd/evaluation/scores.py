@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-_ROWS = 32
-"""Rows of logits worked on at once: with a vocabulary of 262,144 a copy takes 34 MB."""
+from cellmd.calibration.divergence import ROWS, divergence, log_softmax
 
 _RESAMPLES = 1000
 _CONFIDENCE = 0.95
@@ -35,26 +34,17 @@ class PieceScores:
 
 def compare_logits(logits: np.ndarray, against: np.ndarray, following: Sequence[int]) -> PieceScores:
     """logits, against: float32 (N, V). following: the token after each position, N of them or fewer."""
-    divergence = np.empty(len(logits), np.float32)
+    divergences = np.empty(len(logits), np.float32)
     surprise = np.empty((2, len(following)), np.float32)
-    for start in range(0, len(logits), _ROWS):
-        rows = slice(start, start + _ROWS)
-        log_q, log_p = _log_softmax(logits[rows]), _log_softmax(against[rows])
+    for start in range(0, len(logits), ROWS):
+        rows = slice(start, start + ROWS)
+        log_q, log_p = log_softmax(logits[rows]), log_softmax(against[rows])
         targets = list(following[rows])
         for which, logs in enumerate((log_q, log_p)):
             surprise[which, rows] = -logs[np.arange(len(targets)), targets]
-        np.subtract(log_p, log_q, out=log_q)
-        np.exp(log_p, out=log_p)
-        divergence[rows] = np.einsum("nv,nv->n", log_p, log_q)
+        divergences[rows] = divergence(log_p, log_q)
     agreement = (logits.argmax(axis=1) == against.argmax(axis=1)).astype(np.float32)
-    # Rounding can leave the divergence of equal distributions a little below zero.
-    return PieceScores(np.maximum(divergence, 0), agreement, surprise[0], surprise[1])
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted: np.ndarray = logits - logits.max(axis=1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return shifted
+    return PieceScores(divergences, agreement, surprise[0], surprise[1])
 
 
 @dataclass(frozen=True)

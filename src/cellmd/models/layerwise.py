@@ -44,3 +44,8 @@ class LayerwiseDecoder(Decoder):
     def final_norm(self, x: Tensor) -> Tensor:
         """What the output head multiplies: (N, D)."""
         return self._ops.rms_norm(x, self._norm, self._eps)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The output head over rows behind the last layer (N, D): (N, V)."""
+        logits = self._ops.linear(self.final_norm(x), self._embedding)
+        return self._ops.softcap_(logits, self._config.softcap) if self._config.softcap else logits

@@ -79,7 +79,7 @@ def _encode_matrix(block: np.ndarray, coding: Coding, name: str, search: bool) -
         error += chunk_error
     scales = pack_per_group(np.concatenate(stored), coding.layout)
     row_factors = None
-    if coding.scale_dtype == "u8":
+    if coding.scale_dtype == "i8":
         row_factors = pack_per_group(np.concatenate([f for f in factors if f is not None])[:, None], coding.layout)
     return EncodedBlock(pack(codes, coding.dtype, coding.layout), scales, row_factors, error)
 
@@ -102,7 +102,7 @@ def _encode_chunk(
     largest = np.maximum(-low, high)
     if not np.isfinite(largest).all():
         raise CheckpointError(f"tensor {name!r} holds NaN or infinite values; the checkpoint is damaged")
-    wanted = quantiser.choose_scales(weights, (low, high), signed=scale_dtype != "u8", search=search)
+    wanted = quantiser.choose_scales(weights, (low, high), search=search)
     wanted[largest <= _NEGLIGIBLE] = 0
     stored, factors = encode_scales(wanted, scale_dtype, must_reach=not quantiser.clips)
     scales = decode_scales(stored, scale_dtype, factors)

@@ -108,7 +108,7 @@ def encode_with_feedback(
     )
     codes, scales, factors = zip(*chunks, strict=True)
     row_factors = None
-    if coding.scale_dtype == "u8":
+    if coding.scale_dtype == "i8":
         row_factors = pack_per_group(np.concatenate(factors)[:, None], coding.layout)
     return PackedTensor(
         name,
@@ -165,11 +165,8 @@ def _scales(
     matter = np.pad(importance, (0, padding)).reshape(n_groups, group)
     least, most = weights.min(axis=-1), weights.max(axis=-1)
     if not QUANTISERS[coding.dtype].clips:
-        return QUANTISERS[coding.dtype].choose_scales(weights, (least, most), signed=False)
-    if coding.scale_dtype == "u8":
-        widest = np.maximum(least / np.float32(low), most / np.float32(high))
-    else:
-        widest = np.where(-least > most, least, most) / np.float32(low)
+        return QUANTISERS[coding.dtype].choose_scales(weights, (least, most))
+    widest = np.where(-least > most, least, most) / np.float32(low)
     best_gain = np.full(widest.shape, -1, np.float32)
     scales: np.ndarray = np.zeros_like(widest)
     weighted = weights * matter
@@ -185,6 +182,4 @@ def _scales(
         better = gain > best_gain
         np.copyto(best_gain, gain, where=better)
         np.copyto(scales, quotient, where=better)
-    if coding.scale_dtype == "u8":
-        np.maximum(scales, 0, out=scales)
     return scales

@@ -15,7 +15,7 @@ STORED: dict[str, np.dtype[Any]] = {
     "f32": np.dtype("<f4"),
     "f16": np.dtype("<f2"),
     "bf16": np.dtype("<u2"),
-    "u8": np.dtype("u1"),
+    "i8": np.dtype("i1"),
 }
 """NumPy type of each stored number type; bf16 by its bits."""
 

@@ -27,19 +27,19 @@ _FIRST_ROWS = 1
 """One row tells nearly always: that a whole group lies on a grid by chance does not happen."""
 
 
-def grid_scales(weights: np.ndarray, extremes: tuple[np.ndarray, np.ndarray], signed: bool) -> np.ndarray | None:
+def grid_scales(weights: np.ndarray, extremes: tuple[np.ndarray, np.ndarray]) -> np.ndarray | None:
     """The scale of each group if every group lies on a grid of int4 codes, else None.
 
-    weights: float32 (R, G, g), finite. extremes: least and largest weight of each group (R, G). signed: whether a
-    negative scale can be stored. Returns float32 (R, G), 0 for groups of zeros.
+    weights: float32 (R, G, g), finite. extremes: least and largest weight of each group (R, G). Returns
+    float32 (R, G), 0 for groups of zeros.
     """
     few = slice(0, _FIRST_ROWS)
-    if len(weights) > _FIRST_ROWS and _scales(weights[few], (extremes[0][few], extremes[1][few]), signed) is None:
+    if len(weights) > _FIRST_ROWS and _scales(weights[few], (extremes[0][few], extremes[1][few])) is None:
         return None
-    return _scales(weights, extremes, signed)
+    return _scales(weights, extremes)
 
 
-def _scales(weights: np.ndarray, extremes: tuple[np.ndarray, np.ndarray], signed: bool) -> np.ndarray | None:
+def _scales(weights: np.ndarray, extremes: tuple[np.ndarray, np.ndarray]) -> np.ndarray | None:
     least, most = extremes
     largest = np.where(-least > most, least, most)
     found = np.abs(largest) <= _NEGLIGIBLE
@@ -48,7 +48,7 @@ def _scales(weights: np.ndarray, extremes: tuple[np.ndarray, np.ndarray], signed
     for step in _STEPS:
         # Codes reach to -8: the largest weight takes it with a scale of the opposite sign.
         candidate = largest / np.float32(-step) if step == 8 else np.abs(largest) / np.float32(step)
-        allowed = ~certain & (candidate > 0 if not signed else candidate != 0)
+        allowed = ~certain & (candidate != 0)
         if not allowed.any():
             continue
         inverse = np.divide(1, candidate, out=np.zeros_like(candidate), where=allowed)

@@ -29,30 +29,25 @@ _SHRINKS_OF_LONG_GROUPS = tuple(0.87**i for i in range(12))
 _LONG_GROUP = 256
 
 
-def choose_scales(
-    weights: np.ndarray, extremes: tuple[np.ndarray, np.ndarray], *, signed: bool, search: bool = True
-) -> np.ndarray:
+def choose_scales(weights: np.ndarray, extremes: tuple[np.ndarray, np.ndarray], *, search: bool = True) -> np.ndarray:
     """The scale of each group.
 
     weights: float32 (R, G, g). extremes: the least and the largest weight of each group, (R, G).
-    signed: whether negative scales can be stored. search False: the widest scale, which clips nothing but, if signed,
-    what lies within a step beyond 7 opposite to the largest weight.
+    search False: the widest scale, which clips nothing but what lies within a step beyond 7 opposite to the largest
+    weight.
     Returns float32 (R, G), 0 for groups of zeros.
     """
     low, high = extremes
-    if signed:
-        widest = np.where(-low > high, low, high) / np.float32(LOW)
-    else:
-        widest = np.maximum(low / np.float32(LOW), high / np.float32(HIGH))
+    widest = np.where(-low > high, low, high) / np.float32(LOW)
     if not search:
         return widest
-    exact = grid_scales(weights, extremes, signed)
+    exact = grid_scales(weights, extremes)
     if exact is not None:
         return exact
     best_gain = np.full(low.shape, -1, np.float32)
     scales = np.zeros_like(widest)
     codes = np.empty_like(weights)
-    for candidate in _candidates(weights.shape[-1], widest, extremes, signed):
+    for candidate in _candidates(weights.shape[-1], widest, extremes):
         inverse = np.divide(1, candidate, out=np.zeros_like(candidate), where=candidate != 0)
         np.multiply(weights, inverse[..., None], out=codes)
         np.rint(codes, out=codes)
@@ -67,10 +62,8 @@ def choose_scales(
     return scales
 
 
-def _candidates(
-    group: int, widest: np.ndarray, extremes: tuple[np.ndarray, np.ndarray], signed: bool
-) -> Iterator[np.ndarray]:
+def _candidates(group: int, widest: np.ndarray, extremes: tuple[np.ndarray, np.ndarray]) -> Iterator[np.ndarray]:
     for shrink in _SHRINKS if group <= _LONG_GROUP else _SHRINKS_OF_LONG_GROUPS:
         yield widest * np.float32(shrink)
-    if signed:  # weights on a symmetric grid, -7 .. 7, are found as they are
-        yield np.maximum(-extremes[0], extremes[1]) / np.float32(HIGH)
+    # Weights on a symmetric grid, -7 .. 7, are found as they are.
+    yield np.maximum(-extremes[0], extremes[1]) / np.float32(HIGH)

@@ -7,13 +7,11 @@ import numpy as np
 LOW, HIGH = -128, 127
 
 
-def choose_scales(
-    weights: np.ndarray, extremes: tuple[np.ndarray, np.ndarray], *, signed: bool, search: bool = True
-) -> np.ndarray:
+def choose_scales(weights: np.ndarray, extremes: tuple[np.ndarray, np.ndarray], *, search: bool = True) -> np.ndarray:
     """The scale of each group: the least that clips nothing, never negative.
 
     weights: float32 (R, G, g). extremes: the least and the largest weight of each group, (R, G).
-    `signed` and `search` are of no effect. Returns float32 (R, G).
+    `search` is of no effect. Returns float32 (R, G).
     """
     low, high = extremes
     scales: np.ndarray = np.maximum(-low, high) / np.float32(HIGH)

@@ -22,12 +22,12 @@ GROUP_SIZES = (0, 32, 64, 128, 256)
 
 LAYOUTS = ("row", "tile16")
 FLOATS = ("f32", "f16", "bf16")
-SCALE_DTYPES = ("f16", "bf16", "f32", "u8")
+SCALE_DTYPES = ("f16", "bf16", "f32", "i8")
 
 
 class ScaleChooser(Protocol):
     def __call__(
-        self, weights: np.ndarray, extremes: tuple[np.ndarray, np.ndarray], *, signed: bool, search: bool = True
+        self, weights: np.ndarray, extremes: tuple[np.ndarray, np.ndarray], *, search: bool = True
     ) -> np.ndarray: ...
 
 
@@ -71,7 +71,7 @@ def sizes(shape: tuple[int, ...], coding: Coding) -> Sizes:
     return Sizes(
         data=stored_rows * row_bytes(n_columns, coding.dtype, coding.layout),
         scales=stored_rows * groups_of(n_columns, coding) * STORED[coding.scale_dtype].itemsize,
-        row_factors=stored_rows * 4 if coding.scale_dtype == "u8" else 0,
+        row_factors=stored_rows * 4 if coding.scale_dtype == "i8" else 0,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 Dtype = Literal["f32", "f16", "bf16", "i8", "i4"]
-ScaleDtype = Literal["f16", "bf16", "f32", "u8"]
+ScaleDtype = Literal["f16", "bf16", "f32", "i8"]
 Layout = Literal["row", "tile16"]
 
 TILE_ROWS = 16
@@ -25,7 +25,7 @@ class Coding:
     """How a tensor's numbers become bytes. Float tensors have no scales: group_size 0, scale_dtype None.
 
     group_size: columns that share a scale; 0 with a scale_dtype means one scale for a whole row.
-    scale_dtype "u8": the scale of a group is code * row_factor, one float32 factor a row (`docs/format.md`).
+    scale_dtype "i8": the scale of a group is code * row_factor, one float32 factor a row (`docs/format.md`).
     """
 
     dtype: Dtype
@@ -45,7 +45,7 @@ class PackedTensor:
     shape: the logical shape, without padding; quantised tensors are 2-D, N rows (outputs) of K columns (inputs).
     data: uint8 (n_bytes,), a read-only view.
     scales: the stored scales as their own dtype (uint16 for bf16), flat in file order, or None.
-    row_factors: float32 (N padded to the layout,), with scale_dtype "u8" only.
+    row_factors: float32 (N padded to the layout,), with scale_dtype "i8" only.
     """
 
     name: str
