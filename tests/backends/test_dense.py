@@ -94,7 +94,7 @@ CODINGS = [
     Coding("i4", "row", 32, "bf16"),
     Coding("i4", "tile16", 0, "f16"),
     Coding("i4", "tile16", 32, "f16"),
-    Coding("i4", "tile16", 128, "u8"),
+    Coding("i4", "tile16", 128, "i8"),
 ]
 
 
