@@ -3,6 +3,7 @@
 #pragma once
 
 #include <optional>
+#include <utility>
 #include <variant>
 
 #include "context.h"
@@ -43,6 +44,11 @@ Tensor geglu(Context&, const Tensor& gate, const Tensor& up);
 Tensor silu(Context&, const Tensor& x);
 Tensor glu(Context&, const Tensor& x);
 void softcap(Context&, const Tensor& x, float cap);
+
+// ---- ops_vocabulary.cpp ----
+// Values float32 (N, k) and columns int32 (N, k) of the k largest of each row.
+std::pair<Tensor, Tensor> top_k(Context&, const Tensor& logits, int64_t k);
+Tensor log_sum_exp(Context&, const Tensor& logits);
 
 // ---- ops_conv.cpp ----
 Tensor conv2d(Context&, const Tensor& x, const Tensor& kernel);

@@ -262,6 +262,21 @@ class Ops(ABC):
             score = cap * tanh((q_i . k_j + q_i . r) / cap), softmax over the seen rows alone, in float32.
         Neither q nor k is scaled here. q, k, v (N, H, hd), relative_keys (P, H, hd). (N, H, hd)."""
 
+    # ---- vocabulary -----------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def top_k(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k largest of each row of logits (N, V), 1 <= k <= V: values float32 (N, k), largest first, and their
+        columns int32 (N, k); of equals the lower column comes first (0.0 and -0.0 are equals). What is not a number
+        ranks below everything, -inf included. Both tensors are as they would be for each row alone."""
+
+    @abstractmethod
+    def log_sum_exp(self, logits: Tensor) -> Tensor:
+        """log(sum(exp(x - largest))) of each row of logits (N, V), the logarithm of its softmax's denominator: (N,),
+        never negative, so log softmax(x) = (x - largest) - this. Not a number for a row that holds one, or whose
+        largest is infinite. Terms are float32 within a few roundings; their sum is kept in more than float32 (float64,
+        or float64 over short float32 sums), in an order that is a function of V alone; the result is float32."""
+
     # ---- convolution and pooling ----------------------------------------------------------------------------------
 
     @abstractmethod

@@ -233,6 +233,15 @@ class CpuOps(Ops):
     ) -> Tensor:
         return self._native.attention_relative(q, k, v, relative_keys, past, future, cap)
 
+    # ---- vocabulary -----------------------------------------------------------------------------------------------
+
+    def top_k(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        values, ids = self._native.top_k(logits, k)
+        return values, ids
+
+    def log_sum_exp(self, logits: Tensor) -> Tensor:
+        return self._native.log_sum_exp(logits)
+
     # ---- convolution and pooling ----------------------------------------------------------------------------------
 
     def conv2d(self, x: Tensor, kernel: Tensor) -> Tensor:

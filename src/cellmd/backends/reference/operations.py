@@ -10,6 +10,7 @@ import numpy as np
 from cellmd.backends.ops import Clip, Ops, Tensor
 from cellmd.backends.reference import attention as attend
 from cellmd.backends.reference.weights import Budget, Weights
+from cellmd.errors import ArgumentError
 from cellmd.quant.tensor import PackedTensor
 
 F32 = np.float32
@@ -173,6 +174,19 @@ class ReferenceOps(Ops):
         self, q: Tensor, k: Tensor, v: Tensor, relative_keys: Tensor, *, past: int, future: int, cap: float
     ) -> Tensor:
         return attend.relative(q, k, v, relative_keys, past=past, future=future, cap=cap)
+
+    # ---- vocabulary -----------------------------------------------------------------------------------------------
+
+    def top_k(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        if not 1 <= k <= logits.shape[1]:
+            raise ArgumentError(f"the {k} largest of {logits.shape[1]} columns; 1..{logits.shape[1]} are possible")
+        ids = np.argsort(-logits, axis=1, kind="stable")[:, :k]  # what is not a number is sorted last
+        return np.take_along_axis(logits, ids, axis=1), ids.astype(np.int32)
+
+    def log_sum_exp(self, logits: Tensor) -> Tensor:
+        largest = logits.max(axis=1, keepdims=True)
+        with np.errstate(invalid="ignore", over="ignore"):  # infinite - infinite is no number, and e^-inf is 0
+            return np.log(np.exp(logits - largest).sum(axis=1, dtype=np.float64)).astype(F32)
 
     # ---- convolution and pooling ----------------------------------------------------------------------------------
 
