@@ -105,6 +105,7 @@ def convert(
     threads: int | None = None,
     copy_tokenizer: bool = False,
     calibrate: str | PathLike[str] | None = None,
+    budget: int | None = None,
 ) -> ConversionReport:
     """Convert the checkpoint `source`, a folder or a hub id, into the file `target`; what was done is returned.
 
@@ -114,6 +115,8 @@ def convert(
     copy_tokenizer: also write STEM.tokenizer.json beside the file, which holds the tokenizer anyway.
     calibrate: choose codes for the inputs that each matrix gets: on "default", the text that comes with cellmd, or on a
     folder of texts (.txt), sounds and pictures. Keeps much more of the model, takes minutes (docs/quantisation.md).
+    budget: bytes that the file may take, instead of a recipe; needs `calibrate`. Each tensor's coding is chosen by what
+    it is measured to cost, starting from those of "aggressive".
 
     The same source and options give the same bytes (with `calibrate`: on the same machine). The file appears complete
     or not at all.
@@ -134,6 +137,7 @@ def convert(
         threads=threads,
         copy_tokenizer=copy_tokenizer,
         rounder=rounder,
+        budget=budget,
     )
     return report
 

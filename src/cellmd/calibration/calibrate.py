@@ -15,9 +15,9 @@ from functools import partial
 
 import numpy as np
 
+from cellmd.calibration.soft_tokens import placeholders_of, with_soft_tokens
 from cellmd.calibration.streams import (
     DECODER,
-    RecordingOps,
     SourceValues,
     StoredValues,
     Stream,
@@ -25,12 +25,10 @@ from cellmd.calibration.streams import (
 )
 from cellmd.convert.checkpoint import Checkpoint
 from cellmd.convert.plan import PlannedTensor
-from cellmd.models.gemma4 import Gemma4
-from cellmd.processors.features import AudioFeatures, ImageFeatures, Prompt
+from cellmd.processors.features import AudioFeatures, Prompt
 from cellmd.quant import PackedTensor
 from cellmd.quant.feedback import InputMoments, encode_with_feedback
 from cellmd.runtime.batch import Sequence as Running
-from cellmd.runtime.batch import SoftTokens
 
 Progress = Callable[[int, int, str], None]
 """Called with the bytes that are done of the tensors the two passes go through, all of them, and what is in hand."""
@@ -107,25 +105,23 @@ class _Calibration:
 
     def _with_soft_tokens(self) -> list[Running]:
         """The prompts as sequences, their media encoded by the source's towers, whose matrices are rounded here."""
-        towers = {name: each for name, each in self._planned.items() if not name.startswith(DECODER)}
-        ops = RecordingOps(self._source)
-        ops.moments = {name: InputMoments(each.spec.shape[1]) for name, each in towers.items()}
-        sequences = [Running(0, list(prompt.token_ids)) for prompt in self._prompts]
-        if self._components_met():
-            model = Gemma4(ops, self._model_config, self._tensors)
-            for prompt, sequence in zip(self._prompts, sequences, strict=True):
-                sequence.soft = [
-                    SoftTokens(span.start, span.features.n_soft_tokens, _encode(model, span.features))
-                    for span in prompt.media
-                ]
-        self._round(ops.moments)
+        moments = {
+            name: InputMoments(each.spec.shape[1])
+            for name, each in self._planned.items()
+            if not name.startswith(DECODER)
+        }
+
+        def add(name: str, x: np.ndarray) -> None:
+            if name in moments:
+                moments[name].add(x, x)
+
+        sequences = with_soft_tokens(self._prompts, self._model_config, self._source, self._tensors, add)
+        self._round(moments)
         self._forget()
         return sequences
 
     def _begin(self, run: Stream) -> None:
-        special = self._model_config.special
-        placeholders = {token for token in (special.image, special.audio, special.video) if token is not None}
-        run.begin(self._pieces, placeholders)
+        run.begin(self._pieces, placeholders_of(self._model_config))
 
     def _inputs(self, run: Stream, piece: int, index: int) -> dict[str, np.ndarray]:
         """The source goes on; the stored model will run the layer again when its matrices are rounded."""
@@ -180,10 +176,3 @@ class _Calibration:
     def _forget(self) -> None:
         self._source.forget()
         self._stored.forget()
-
-
-def _encode(model: Gemma4, features: AudioFeatures | ImageFeatures) -> np.ndarray:
-    soft_tokens: np.ndarray = (
-        model.encode_audio(features) if isinstance(features, AudioFeatures) else model.encode_image(features)
-    )
-    return soft_tokens

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from cellmd.calibration.calibrate import Progress, calibrate
+from cellmd.calibration.spending import choose_codings
+from cellmd.convert.budget import Spending
 from cellmd.convert.checkpoint import Checkpoint
 from cellmd.convert.plan import PlannedTensor
 from cellmd.errors import ArgumentError
@@ -67,6 +69,13 @@ class Calibration:
             raise ArgumentError(f"calibration text in {folder} cannot be read: {error}") from error
         media = {kind: [path for path in paths if path.suffix.lower() in SUFFIXES[kind]] for kind in SUFFIXES}
         return cls(texts, media, folder.name, progress)
+
+    def choose(
+        self, checkpoint: Checkpoint, plan: Sequence[PlannedTensor], extra_bytes: int, n_threads: int
+    ) -> Spending:
+        processor = Processor.from_assets(checkpoint.assets, checkpoint.config)
+        prompts = self.prompts(processor, checkpoint)
+        return choose_codings(checkpoint, plan, prompts, extra_bytes, n_threads, self.progress)
 
     def round(self, checkpoint: Checkpoint, plan: Sequence[PlannedTensor], n_threads: int) -> dict[str, PackedTensor]:
         processor = Processor.from_assets(checkpoint.assets, checkpoint.config)

@@ -6,7 +6,8 @@ weights are stored. Only one layer's float weights are in memory at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +21,6 @@ from cellmd.convert.plan import PlannedTensor
 from cellmd.models.layerwise import LayerwiseDecoder
 from cellmd.models.weights import Weights as BoundWeights
 from cellmd.quant import Coding, PackedTensor, decode, decode_rows, encode
-from cellmd.quant.feedback import InputMoments
 from cellmd.runtime.batch import Part, pack
 from cellmd.runtime.batch import Sequence as Running
 
@@ -28,15 +28,17 @@ DECODER = "model.language_model."
 
 
 class Values(Protocol):
-    """Where a run gets its numbers: whole tensors, and rows of tables."""
+    """Where a run gets its numbers: whole tensors, and rows of tables. `forget` gives up what is kept of them."""
 
     def whole(self, name: str) -> np.ndarray: ...
 
     def rows(self, name: str, ids: np.ndarray) -> np.ndarray: ...
 
+    def forget(self) -> None: ...
+
 
 class SourceValues:
-    """The checkpoint's own numbers. `forget` gives up the tensors of a layer that is done."""
+    """The checkpoint's own numbers."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
@@ -86,18 +88,36 @@ class StoredValues:
         self._whole.clear()
 
 
+class MixedValues:
+    """The source's numbers, but `stored`'s for the tensors in `names`, which may be set anew between runs."""
+
+    def __init__(self, source: Values, stored: Values) -> None:
+        self.names: frozenset[str] = frozenset()
+        self._source = source
+        self._stored = stored
+
+    def whole(self, name: str) -> np.ndarray:
+        return (self._stored if name in self.names else self._source).whole(name)
+
+    def rows(self, name: str, ids: np.ndarray) -> np.ndarray:
+        return (self._stored if name in self.names else self._source).rows(name, ids)
+
+    def forget(self) -> None:
+        self._source.forget()
+        self._stored.forget()
+
+
 class RecordingOps(ReferenceOps):
     """The reference backend with named weights.
 
-    inputs: by matrix name, what it was last multiplied with. moments: where there are some by a matrix's name, what it
-    is multiplied with is added to them.
+    inputs: by matrix name, what it was last multiplied with. seen: called with the name and the input of every product.
     """
 
     def __init__(self, values: Values) -> None:
         super().__init__()
         self.values = values
         self.inputs: dict[str, np.ndarray] = {}
-        self.moments: dict[str, InputMoments] = {}
+        self.seen: Callable[[str, np.ndarray], None] | None = None
         self._last: tuple[np.ndarray, np.ndarray] | None = None
 
     def matrix(self, packed: PackedTensor, *, clip: Clip | None = None, bias: PackedTensor | None = None) -> Weights:
@@ -112,8 +132,8 @@ class RecordingOps(ReferenceOps):
     def linear(self, x: Tensor, matrix: Weights) -> Tensor:
         seen = x if matrix.clip is None else self.clamp(x, matrix.clip[0], matrix.clip[1])
         self.inputs[matrix.name] = self._kept(seen)
-        if matrix.name in self.moments:
-            self.moments[matrix.name].add(seen, seen)
+        if self.seen is not None:
+            self.seen(matrix.name, seen)
         return super().linear(x, matrix)
 
     def _kept(self, x: np.ndarray) -> np.ndarray:
@@ -150,6 +170,14 @@ class _Named(Weights):
         return self._values.rows(self.name, self._first + ids)[:, start:stop]
 
 
+@dataclass(frozen=True)
+class Standing:
+    """A run between two layers. By piece: rows float32 (N, D), and caches by the layer that wrote them."""
+
+    rows: list[np.ndarray]
+    caches: list[dict[int, Any]]
+
+
 class Stream:
     """A run of the decoder over prompts, each a sequence of its own, standing between two layers."""
 
@@ -173,7 +201,7 @@ class Stream:
         """Run a layer over a piece; its matrices' inputs by name. keep: go on behind the layer, else stay before it."""
         layer, batch, caches = self._config.layers[index], self._batches[piece], self._caches[piece]
         if layer.owns_kv and index not in caches:
-            caches[index] = self.ops.new_cache(1, batch.n_rows, layer.n_kv_heads, layer.head_dim)
+            caches[index] = self.new_cache(index, piece)
         self.ops.inputs = {}
         own_input = self._decoder.own_input(index, self._embedded[piece], batch)
         x = self._rows[piece] if keep else self._rows[piece].copy()
@@ -193,6 +221,25 @@ class Stream:
         """Behind the last layer: what the output head multiplies."""
         normed: np.ndarray = self._decoder.final_norm(self._rows[piece])
         return normed
+
+    def logits(self, piece: int, rows: np.ndarray) -> np.ndarray:
+        """Behind the last layer: float32 (R, V) after the rows asked for."""
+        logits: np.ndarray = self._decoder.logits(self._rows[piece][rows])
+        return logits
+
+    def standing(self) -> Standing:
+        """Where the run stands: a copy of its rows, and the caches that layers to come will read."""
+        return Standing([x.copy() for x in self._rows], [dict(caches) for caches in self._caches])
+
+    def stand(self, at: Standing) -> None:
+        """Go back, or on, to a place before the same layer with the same prompts."""
+        self._rows = [x.copy() for x in at.rows]
+        self._caches = [dict(caches) for caches in at.caches]
+
+    def new_cache(self, index: int, piece: int) -> Any:
+        """An empty cache of a layer for a piece."""
+        layer = self._config.layers[index]
+        return self.ops.new_cache(1, self._batches[piece].n_rows, layer.n_kv_heads, layer.head_dim)
 
 
 def unread_tensors(plan: Sequence[PlannedTensor]) -> dict[str, PackedTensor]:

@@ -42,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="choose codes for the inputs that each matrix gets: on the texts (.txt), sounds and pictures in a folder, "
         "or on 'default', the text that comes with cellmd; takes minutes to hours, keeps much more of the model",
     )
+    parser.add_argument(
+        "--budget",
+        metavar="SIZE",
+        help="size of the file, as 2.6GB or 2.45GiB, instead of a recipe: what each part of the model costs is "
+        "measured on the calibration material, and bytes go where they buy most",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="default: all cores")
     parser.add_argument("--copy-tokenizer", action="store_true", help="also write STEM.tokenizer.json beside the file")
     card = parser.add_argument_group("spellings of the source model card")
@@ -64,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
             copy_tokenizer=args.copy_tokenizer,
             progress=bar.reach,
             calibrate=args.calibrate,
+            budget=_budget(args),
         )
     print(json.dumps(report.as_dict()) if args.json else report.table())
     return 0
@@ -74,6 +81,19 @@ def _recipe(args: argparse.Namespace) -> str:
     if asks_int4 and args.recipe == "float":
         raise ArgumentError("--recipe float quantises nothing; leave out the INT4 options or the recipe")
     return args.recipe or "aggressive"
+
+
+def _budget(args: argparse.Namespace) -> int | None:
+    """Bytes."""
+    if args.budget is None:
+        return None
+    if args.recipe or args.group_size or args.gemma4_aggressive_int4:
+        raise ArgumentError("--budget chooses codings itself; leave out the recipe and --group-size")
+    if args.calibrate is None:
+        raise ArgumentError("--budget is spent where measuring the model says: add --calibrate default or a folder")
+    from cellmd.convert.budget import parse_size
+
+    return parse_size(args.budget)
 
 
 def _group_size(word: str | None) -> int | None:

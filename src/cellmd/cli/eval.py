@@ -2,10 +2,13 @@
 
     cellmd eval int4.cellmd --against float.cellmd --text novel.txt --text manual.txt
     cellmd eval a.cellmd b.cellmd --against models/gemma-4-E2B-it --text novel.txt --sounds clips/ --pictures photos/
+    cellmd eval int4.cellmd --against float.cellmd --text novel.txt --sensitivity
 
 The yardstick is another .cellmd file or a checkpoint folder, which is converted without quantising for the occasion.
 Text is compared after every token. About each sound and picture a question is asked, and models are compared after
 every token of the yardstick's answer; where STEM.txt beside a sound holds the words, word error rates are given too.
+With --sensitivity it says what each part of a file costs: each kind of matrix, in each third of the depth, is put alone
+into the place of the yardstick's, on a few pieces of what is given.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ from cellmd.cli import options
 from cellmd.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
-    from cellmd.evaluation.evaluate import Evaluation
+    from cellmd.api import Model
+    from cellmd.evaluation.evaluate import Evaluation, Wanted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--piece", type=int, default=512, metavar="N", help="tokens of a piece of text (default: 512)")
     parser.add_argument("--tokens", type=int, default=8192, metavar="N", help="most tokens of a text (default: 8192)")
     parser.add_argument("--answer", type=int, default=48, metavar="N", help="most tokens of an answer (default: 48)")
+    parser.add_argument(
+        "--sensitivity", action="store_true", help="what each part of a file costs, with the rest the yardstick's"
+    )
     parser.add_argument("--backend", default="auto", metavar="NAME", help="that the files run on (default: the best)")
     parser.add_argument(
         "--against-backend", default="auto", metavar="NAME", help="that the yardstick runs on (default: the best)"
@@ -58,6 +65,9 @@ def run(args: argparse.Namespace) -> int:
         bar = stack.enter_context(ProgressBar("comparing", visible=not args.quiet, unit="piece"))
         yardstick = stack.enter_context(_as_file(args.against))
         against = stack.enter_context(cellmd.load(yardstick, backend=args.against_backend, threads=args.threads))
+        if args.sensitivity:
+            _print_sensitivity(args, against, wanted, bar)
+            return 0
         models = [
             stack.enter_context(cellmd.load(path, backend=args.backend, threads=args.threads)) for path in args.files
         ]
@@ -68,6 +78,22 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(_table(evaluations))
     return 0
+
+
+def _print_sensitivity(args: argparse.Namespace, against: Model, wanted: Wanted, bar: ProgressBar) -> None:
+    from cellmd.evaluation.sensitivity import sensitivity
+
+    found = {path: sensitivity(path, against, wanted, bar.reach) for path in args.files}
+    if args.json:
+        files = [{"file": str(path), "groups": [each.as_dict() for each in costs]} for path, costs in found.items()]
+        print(json.dumps({"against": str(args.against), "files": files}))
+        return
+    for path, costs in found.items():
+        print(f"{path.name[:33]:34}{'tensors':>8}{'bits':>7}{'KL alone':>10}")
+        for each in costs:
+            group, kl = each.cost.group, each.cost.divergence
+            figure = "unknown" if kl is None else f"{kl:.4f}"
+            print(f"{group.name:34}{len(group.tensors):>8}{each.bits:>7.2f}{figure:>10}")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ all that a thread holds, and blocks in flight are few, so memory does not grow w
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import shutil
@@ -20,6 +21,7 @@ from typing import Protocol
 
 from cellmd.container import ContainerWriter, TensorDeclaration
 from cellmd.convert.assets import stored_assets
+from cellmd.convert.budget import Spending, replan
 from cellmd.convert.checkpoint import Checkpoint
 from cellmd.convert.plan import Block, PlannedTensor, plan_conversion
 from cellmd.convert.recipe import check_group_size, find_recipe
@@ -34,18 +36,29 @@ Progress = Callable[[int, int, str], None]
 
 
 class Rounder(Protocol):
-    """Makes some of the stored tensors ahead of the conversion, from the model as a whole.
+    """Decides about tensors from the model as a whole, ahead of the conversion.
 
-    description: for the file's provenance.
+    description: for the file's provenance. choose: codings that take at most extra_bytes more than the plan's, which
+    are the smallest. round: some of the stored tensors.
     """
 
     @property
     def description(self) -> str: ...
 
+    def choose(
+        self, checkpoint: Checkpoint, plan: Sequence[PlannedTensor], extra_bytes: int, n_threads: int
+    ) -> Spending: ...
+
     def round(
         self, checkpoint: Checkpoint, plan: Sequence[PlannedTensor], n_threads: int
     ) -> Mapping[str, PackedTensor]: ...
 
+
+_SMALLEST = "aggressive"
+"""The recipe that a budget starts from."""
+
+_HEADER_GROWTH = 16 << 10
+"""Bytes: how much longer a header gets by saying how a budget was spent, and with longer numbers in it."""
 
 _BLOCKS_AHEAD = 2
 """Blocks waiting for each thread."""
@@ -60,13 +73,15 @@ def convert(
     threads: int | None = None,
     copy_tokenizer: bool = False,
     rounder: Rounder | None = None,
+    budget: int | None = None,
 ) -> ConversionReport:
     """Convert the checkpoint `source`, a folder or a hub id, into the file `target`.
 
     recipe: "aggressive" or "float" (`recipe.py`). group_size: columns that share a scale in every INT4 tensor, 32, 64,
     128 or 256, 0 for a whole row, None for the recipe's own. progress: called from this thread. threads: None is all
     cores. copy_tokenizer: also write the tokenizer as STEM.tokenizer.json beside the file, which holds it anyway.
-    rounder: makes tensors that depend on more than their own rows (`cellmd.calibration`).
+    rounder: makes tensors that depend on more than their own rows (`cellmd.calibration`). budget: bytes that the file
+    may take; the rounder then chooses each tensor's coding, from those of the recipe "aggressive" on.
 
     The same source and options give the same bytes, whatever the number of threads. The file appears complete,
     replacing one of that name, or not at all. Raises CheckpointError, UnsupportedModelError, ArgumentError, and
@@ -79,13 +94,13 @@ def convert(
     with Checkpoint.open(source) as checkpoint:
         _check_target(target, checkpoint)
         plan = plan_conversion(checkpoint, chosen, group_size)
-        with ContainerWriter(
-            target,
-            tensors=[TensorDeclaration(each.spec.name, each.spec.shape, each.coding) for each in plan],
-            config=checkpoint.config_json,
-            assets=stored_assets(checkpoint.assets),
-            provenance=_provenance(checkpoint, recipe, group_size, rounder),
-        ) as writer:
+        provenance = _provenance(checkpoint, recipe, group_size, rounder)
+        spending = None
+        if budget is not None:
+            spending = _spend(budget, target, checkpoint, plan, provenance, rounder, n_threads)
+            plan = replan(plan, spending.codings)
+            provenance |= {"recipe": "budget", "budget": {"bytes": budget, **spending.as_dict()}}
+        with _writer(target, checkpoint, plan, provenance) as writer:
             _check_space(target, writer.n_bytes)
             rounded = {} if rounder is None else rounder.round(checkpoint, plan, n_threads)
             tensors = _write_tensors(checkpoint, plan, rounded, writer, n_threads, progress)
@@ -96,14 +111,52 @@ def convert(
             source=checkpoint.name,
             path=target,
             tokenizer_path=tokenizer_path,
-            recipe=recipe,
+            recipe=recipe if spending is None else "budget",
             group_size=group_size,
+            spending=spending,
             seconds=time.perf_counter() - started,
             file_bytes=writer.n_bytes,
             original_bytes=_original_bytes(checkpoint),
             tensors=tensors,
             dropped=tuple(sorted(set(checkpoint.tensors) - {each.spec.name for each in plan})),
         )
+
+
+def _writer(
+    target: Path, checkpoint: Checkpoint, plan: Sequence[PlannedTensor], provenance: Mapping[str, object]
+) -> ContainerWriter:
+    return ContainerWriter(
+        target,
+        tensors=[TensorDeclaration(each.spec.name, each.spec.shape, each.coding) for each in plan],
+        config=checkpoint.config_json,
+        assets=stored_assets(checkpoint.assets),
+        provenance=provenance,
+    )
+
+
+def _spend(
+    budget: int,
+    target: Path,
+    checkpoint: Checkpoint,
+    plan: Sequence[PlannedTensor],
+    provenance: Mapping[str, object],
+    rounder: Rounder | None,
+    n_threads: int,
+) -> Spending:
+    """Raises ArgumentError for a budget below the smallest file there can be, or without a rounder to spend it."""
+    if rounder is None:
+        raise ArgumentError("a budget is spent where measuring the model says; give calibration material for that")
+    if provenance["recipe"] != _SMALLEST or provenance["group_size"] is not None:
+        raise ArgumentError("a budget chooses codings itself; leave out the recipe and the group size")
+    with _writer(target, checkpoint, plan, provenance) as writer:
+        smallest = writer.n_bytes + _HEADER_GROWTH
+    if smallest > budget:
+        raise ArgumentError(
+            f"a budget of {budget / 1e9:.4f} GB is too small: with every matrix at its smallest, this model takes "
+            f"{math.ceil(smallest / 1e5) / 1e4:.4f} GB"
+        )
+    _check_space(target, budget)
+    return rounder.choose(checkpoint, plan, budget - smallest, n_threads)
 
 
 def _thread_count(threads: int | None) -> int:

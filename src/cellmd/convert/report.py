@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cellmd.convert.budget import Spending
 from cellmd.convert.tensor_map import Component
 from cellmd.quant import ErrorStats
 
@@ -62,7 +63,7 @@ class ConversionReport:
 
     source: the checkpoint's name. original_bytes: by component, of every tensor in the checkpoint, the dropped too.
     dropped: names of tensors that no computation reads. group_size: the override asked for, None for the recipe's own.
-    tokenizer_path: the copy beside the file, if one was asked for.
+    tokenizer_path: the copy beside the file, if one was asked for. spending: of a budget, if one was given.
     """
 
     source: str
@@ -75,6 +76,7 @@ class ConversionReport:
     original_bytes: Mapping[Component, int]
     tensors: tuple[TensorReport, ...]
     dropped: tuple[str, ...]
+    spending: Spending | None = None
 
     @property
     def on_grid(self) -> list[str]:
@@ -108,6 +110,7 @@ class ConversionReport:
                 for key, _, summary in self._errors()
             },
             "worst": [{"name": tensor.name, **tensor.error.as_json()} for tensor in self._worst()],
+            **({} if self.spending is None else {"budget": self.spending.as_dict()}),
         }
 
     def table(self) -> str:
@@ -128,6 +131,8 @@ class ConversionReport:
                 )
             lines += ["", "lowest of all:"]
             lines += [f"{tensor.error.snr_db:>8.2f} dB  {tensor.name}" for tensor in self._worst()]
+        if self.spending is not None:
+            lines += ["", self.spending.table()]
         lines += ["", f"{self.path}: recipe {self.recipe}, {len(self.tensors)} tensors, {self.seconds:.1f} s"]
         if self.on_grid:
             lines.append(
