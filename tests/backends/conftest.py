@@ -10,10 +10,15 @@ import pytest
 from cellmd.backends import create, installed
 from cellmd.backends.ops import Ops
 
+TORCH = pytest.param("torch", marks=pytest.mark.reference)
+"""The GPU backend on torch's CPU device, where everything is float32. tests/backends/cuda has the rest."""
 
-@pytest.fixture(params=installed(), scope="session")
+
+@pytest.fixture(params=[*(name for name in installed() if name != "cuda"), TORCH], scope="session")
 def ops(request: pytest.FixtureRequest) -> Ops:
     """The native backend keeps keys and values in float32 here: one bound serves all. tests/native has the rest."""
+    if request.param == "torch":
+        return import_module("cellmd.backends.cuda.plain").TorchOps("cpu")
     if request.param == "cpu":
         return import_module("cellmd.backends.cpu").create(cache_dtype="f32")
     return create(request.param)

@@ -6,39 +6,59 @@ saying why, where it cannot run. It is imported when it is asked for, not before
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from importlib.util import find_spec
 
 from cellmd.backends.ops import Ops
 from cellmd.errors import BackendError
 
-_MODULES = {"cpu": "cellmd.backends.cpu", "reference": "cellmd.backends.reference"}
+_MODULES = {"cuda": "cellmd.backends.cuda", "cpu": "cellmd.backends.cpu", "reference": "cellmd.backends.reference"}
 """Name and module, best first: "auto" takes the first that can run here."""
 
 _NEEDS = {"cpu": "cellmd._native"}
 """A compiled module that a backend needs beside its own."""
 
+_log = logging.getLogger(__name__)
+
 
 def installed() -> tuple[str, ...]:
-    """Names of the backends whose parts are installed, best first."""
-    return tuple(
-        name
-        for name, module in _MODULES.items()
-        if find_spec(module) is not None and (name not in _NEEDS or find_spec(_NEEDS[name]) is not None)
-    )
+    """Names of the backends whose parts are installed, best first; "cuda" where a GPU seems to be here too."""
+    return tuple(name for name in _MODULES if _likely(name))
 
 
 def create(name: str = "auto", threads: int | None = None) -> Ops:
-    """The backend called `name`, or the best that is installed for "auto". `threads` None: all processors.
+    """The backend called `name`, or for "auto" the best that can run here; if that is not the best of those installed,
+    a warning says why.
 
     Raises BackendError listing what there is for an unknown name, or saying why a known one cannot run.
     """
     names = installed()
     if name == "auto":
-        name = names[0]
+        return _best(names, threads)
     if name not in _MODULES:
         raise BackendError(f"backend {name!r} is unknown; installed here: {', '.join(names)}, or 'auto'")
-    if name not in names:
+    if name not in names and name != "cuda":  # which says best itself what is missing
         raise BackendError(f"backend {name!r} is not installed; installed here: {', '.join(names)}")
+    return _create(name, threads)
+
+
+def _best(names: tuple[str, ...], threads: int | None) -> Ops:
+    *others, last = names
+    for name, following in zip(others, names[1:], strict=True):
+        try:
+            return _create(name, threads)
+        except BackendError as error:
+            _log.warning("%s; going on with backend %r", error, following)
+    return _create(last, threads)
+
+
+def _create(name: str, threads: int | None) -> Ops:
     backend: Ops = import_module(_MODULES[name]).create(threads)
     return backend
+
+
+def _likely(name: str) -> bool:
+    if name == "cuda":
+        return bool(import_module(_MODULES[name]).likely())
+    return find_spec(_MODULES[name]) is not None and (name not in _NEEDS or find_spec(_NEEDS[name]) is not None)

@@ -20,10 +20,11 @@ The operations with a body below it are fused forms: the body says what they mea
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cellmd.errors import BackendError
 from cellmd.quant.tensor import PackedTensor
 
 Tensor = Any
@@ -49,11 +50,21 @@ class Ops(ABC):
 
     name: str
 
+    prompt_rows: int = 512
+    """Rows of a prompt that are well run at once."""
+
     def ceilings(self) -> Ceilings | None:
         """Measures the machine with this backend's threads; None where the backend has no means to."""
         return None
 
     # ---- memory ---------------------------------------------------------------------------------------------------
+
+    def check_fits(self, tensors: Iterable[PackedTensor]) -> None:  # noqa: B027 - most backends copy nothing
+        """Raise BackendError, saying how much is needed and free, if these cannot all be bound; before any is."""
+
+    def free_bytes(self) -> int | None:
+        """Memory that caches may still take, where it is not the host's; None where it is."""
+        return None
 
     @abstractmethod
     def begin(self) -> None:
@@ -95,6 +106,20 @@ class Ops(ABC):
     @abstractmethod
     def to_numpy(self, x: Tensor) -> Any:
         """x as a NumPy array on the host that outlives `begin`."""
+
+    # ---- steps that come again ------------------------------------------------------------------------------------
+
+    def replay(self, key: object, function: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
+        """function(*inputs), for a step that comes again and again with other integers: a backend may record what it
+        does, and do that again without calling it.
+
+        inputs: int32 tensors (N,), one entry a row, made by `ints` or `top_k`. The function calls operations alone,
+        reads nothing on the host, and is row by row: beside what it writes to caches it gives tensors (N, ...), or a
+        tuple of them, that depend on a row's own entries. So it may be called with rows repeated, and more than once:
+        writing the same again changes nothing. key: an object that stands for the function and all it refers to; what
+        is recorded goes when the key does. Results last until the next `begin` or `replay`.
+        """
+        return function(*inputs)
 
     # ---- rows -----------------------------------------------------------------------------------------------------
 
@@ -217,10 +242,29 @@ class Ops(ABC):
         positions are written, not before. A slot is reused by writing from position 0 again: what lies at positions a
         row does not see is never read."""
 
+    def reserve_(self, cache: Any, n_positions: int) -> None:  # noqa: B027 - most take memory as it is written
+        """A sequence is about to grow to so many positions, more than any before in this cache. For backends that
+        cannot take memory as it is written. Raises ContextLengthError if there is none."""
+
     @abstractmethod
     def copy_slot_(self, cache: Any, source: int, target: int, n: int) -> None:
         """Make the slot `target` hold what another, `source`, holds for the first n positions of its sequence: whatever
         a row at position n or later sees of them in `source`, it then sees in `target`."""
+
+    def cache_form(self) -> str | None:
+        """What bytes of `export_slot` depend on beside the sizes of the cache and the model: the backend, the type that
+        keys and values are kept in, the code that computes them. None where slots cannot be exported."""
+        return None
+
+    def export_slot(self, cache: Any, slot: int, n: int) -> Any:
+        """What the slot holds for the first n positions of its sequence, as a NumPy uint8 array (B,) in a form of the
+        backend's own. Only where `cache_form` says so."""
+        raise BackendError(f"the backend {self.name} does not export what its cache holds")
+
+    def import_slot_(self, cache: Any, slot: int, n: int, exported: Any) -> None:
+        """Make the slot hold what was exported for n positions from a cache of the same sizes (the capacity may differ
+        while n exceeds neither): as `copy_slot_` would. Raises ArgumentError for another number of bytes."""
+        raise BackendError(f"the backend {self.name} does not export what its cache holds")
 
     @abstractmethod
     def append_(self, cache: Any, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor) -> None:

@@ -23,6 +23,7 @@ class Gemma4:
     """tensors: by their published names, every one the configuration implies (text-only files use the same names)."""
 
     def __init__(self, ops: Ops, config: ModelConfig, tensors: Mapping[str, PackedTensor]) -> None:
+        ops.check_fits(tensors.values())
         weights = Weights(ops, tensors, "model.")
         self.ops = ops
         self.config = config

@@ -1,0 +1,83 @@
+"""The operations on an NVIDIA GPU: torch's where they are good, and steps that come again recorded as CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from cellmd.backends.cuda.attention import Cache, Ints
+from cellmd.backends.cuda.graph import ROWS, Recording
+from cellmd.backends.cuda.plain import TorchOps
+from cellmd.backends.ops import Clip
+from cellmd.errors import BackendError, ContextLengthError
+from cellmd.quant.tensor import PackedTensor
+
+_WORKING_BYTES = 1 << 28
+"""Beside the weights: activations of a chunk of a prompt, torch's own."""
+
+
+class CudaOps(TorchOps):
+    """See `cellmd.backends.cuda.create`, which makes one."""
+
+    name = "cuda"
+    prompt_rows = 2048
+
+    def __init__(self, device: str | torch.device = "cuda", *, tables_on_device: bool = False) -> None:
+        super().__init__(device, tables_on_device=tables_on_device)
+        self._tables_on_device = tables_on_device
+        self._recordings: WeakKeyDictionary[Any, dict[int, Recording]] = WeakKeyDictionary()
+
+    # ---- memory ---------------------------------------------------------------------------------------------------
+
+    def check_fits(self, tensors: Iterable[PackedTensor]) -> None:
+        on_device = sum(packed.n_bytes for packed in tensors if self._tables_on_device or not _only_looked_up(packed))
+        needed, (free, total) = on_device + _WORKING_BYTES, torch.cuda.mem_get_info(self.device)
+        if needed > free:
+            raise BackendError(
+                f"backend 'cuda': the weights need {needed >> 20} MiB of the device's memory, {free >> 20} MiB of "
+                f"{total >> 20} MiB are free on {torch.cuda.get_device_name(self.device)}; free some, or use backend "
+                "'cpu'"
+            )
+
+    def matrix(self, packed: PackedTensor, *, clip: Clip | None = None, bias: PackedTensor | None = None) -> Any:
+        try:
+            return super().matrix(packed, clip=clip, bias=bias)
+        except torch.OutOfMemoryError as error:
+            raise BackendError(
+                f"backend 'cuda': the device's memory is used up at tensor {packed.name!r}; free some, or use 'cpu'"
+            ) from error
+
+    def reserve_(self, cache: Cache, n_positions: int) -> None:
+        try:
+            moved = cache.grow(n_positions)
+        except torch.OutOfMemoryError as error:
+            raise ContextLengthError(
+                f"the device has no memory for keys and values of {n_positions} positions; shorten the prompt, ask "
+                "for fewer tokens, or answer fewer at once"
+            ) from error
+        if moved:  # what was recorded reads and writes the memory that was given up
+            self._recordings.clear()
+
+    def free_bytes(self) -> int:
+        idle = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return int(torch.cuda.mem_get_info(self.device)[0] + idle)
+
+    # ---- steps that come again --------------------------------------------------------------------------------------
+
+    def replay(self, key: object, function: Callable[..., Any], inputs: Sequence[Ints]) -> Any:
+        n_rows = inputs[0].shape[0]
+        n_recorded = next((n for n in ROWS if n >= n_rows), None)
+        if n_recorded is None:
+            return function(*inputs)
+        recordings = self._recordings.setdefault(key, {})
+        recording = recordings.get(n_recorded)
+        if recording is None:
+            recording = recordings[n_recorded] = Recording(function, inputs, n_recorded, self.device)
+        return recording.run(inputs)
+
+
+def _only_looked_up(packed: PackedTensor) -> bool:
+    return packed.coding.quantised and packed.coding.layout == "row"

@@ -1,0 +1,274 @@
+"""Stored tensors on the device: what becomes of a matrix, a table, and their scales.
+
+Bytes go up as they lie in the file, a block of rows at a time, and are taken apart there: the host only copies. INT4
+stays INT4 on the device. Scales are decoded, row factors folded in: float16 where that keeps each to its full 11 bits,
+else float32. Tables, of which only rows are looked up, stay on the host, in pinned memory that the device reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from cellmd.backends.cuda.kernels.layout import pack_int4, unpack_int4
+from cellmd.backends.ops import Clip
+from cellmd.quant.layouts import padded_rows, row_bytes
+from cellmd.quant.schemes import groups_of
+from cellmd.quant.tensor import TILE_ROWS, Coding, PackedTensor
+
+_BLOCK_CODES = 1 << 24
+"""Weights that are taken apart at once: temporaries on the device stay below 100 MB."""
+
+_ROW_STEP = 256
+"""Blocks of rows start at multiples of this."""
+
+_STAGE_BYTES = 1 << 24
+
+_F16_SMALLEST, _F16_LARGEST = 2.0**-14, 65504.0
+"""Between these float16 has its full precision."""
+
+_FLOATS = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceMatrix:
+    """A weight matrix (M, K) on the device.
+
+    bits 4: codes uint8 as `kernels.layout` packs them; 8: int8 (M, K); 16 and 32: the numbers themselves, no scales.
+    scales: float16 or float32 (M, G), one for each `group_size` columns, the last group of a row maybe shorter.
+    clip, bias: as for `Ops.matrix`; bias float32 (M,).
+    """
+
+    shape: tuple[int, int]
+    bits: int
+    codes: torch.Tensor
+    scales: torch.Tensor | None = None
+    group_size: int = 0
+    clip: Clip | None = None
+    bias: torch.Tensor | None = None
+
+    def rows(self, start: int, stop: int) -> DeviceMatrix:
+        """The outputs start..stop alone, sharing memory."""
+        return replace(
+            self,
+            shape=(stop - start, self.shape[1]),
+            codes=self.codes[start:stop],
+            scales=None if self.scales is None else self.scales[start:stop],
+            bias=None if self.bias is None else self.bias[start:stop],
+        )
+
+    def decoded(self, dtype: torch.dtype) -> torch.Tensor:
+        """The weights (M, K)."""
+        return _scaled(self._values(self.codes), self.scales, self.group_size, dtype)
+
+    def gather(self, ids: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Columns start..stop of the rows ids (N,): float32 (N, stop - start)."""
+        scales = None if self.scales is None else self.scales.index_select(0, ids)
+        values = self._values(self.codes.index_select(0, ids))
+        return _scaled(values, scales, self.group_size, torch.float32)[:, start:stop]
+
+    def _values(self, codes: torch.Tensor) -> torch.Tensor:
+        return unpack_int4(codes, self.shape[1]) if self.bits == 4 else codes
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceTable:
+    """A matrix (M, K) of which only rows are looked up. codes are the bytes of the file's `row` layout (M, B): int4
+    has the even column in the low nibble, each value + 8. scales (M, G) as they are stored, row_factors float32 (M,) or
+    None: the scale of a group is their product. Its tensors may lie on the host, seen by the device."""
+
+    shape: tuple[int, int]
+    bits: int
+    codes: torch.Tensor
+    scales: torch.Tensor | None = None
+    row_factors: torch.Tensor | None = None
+    group_size: int = 0
+
+    def gather(self, ids: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Columns start..stop of the rows ids (N,): float32 (N, stop - start)."""
+        if self.scales is None:
+            return self.codes[:, start:stop].index_select(0, ids).float()
+        first_group, last_group = start // self.group_size, -(-stop // self.group_size)
+        scales = self.scales[:, first_group:last_group].index_select(0, ids).float()
+        if self.row_factors is not None:
+            scales = scales * self.row_factors.index_select(0, ids)[:, None]
+        if self.bits == 4:
+            codes = self.codes[:, start // 2 : (stop + 1) // 2].index_select(0, ids)
+            values = _pairs(codes)[:, : stop - start]
+        else:
+            values = self.codes[:, start:stop].index_select(0, ids)
+        skipped = start - first_group * self.group_size
+        columns = torch.arange(skipped, skipped + stop - start, device=ids.device) // self.group_size
+        return values.float() * scales[:, columns]
+
+
+class Upload:
+    """Moves stored tensors to one device. floats: what float matrices become there."""
+
+    def __init__(self, device: torch.device, floats: torch.dtype, *, tables_on_device: bool) -> None:
+        self._device = device
+        self._floats = floats
+        self._tables_on_device = tables_on_device or device.type != "cuda"
+        self._stages = [_Stage(device) for _ in range(2)] if device.type == "cuda" else []
+        self._next = 0
+
+    def matrix(self, packed: PackedTensor, *, clip: Clip | None, bias: torch.Tensor | None) -> DeviceMatrix:
+        coding, shape = packed.coding, _shape(packed)
+        n_rows, n_columns = shape
+        if not coding.quantised:
+            numbers = self._moved(packed.data).view(_FLOATS[coding.dtype]).reshape(shape).to(self._floats)
+            return DeviceMatrix(shape, 8 * numbers.element_size(), numbers, clip=clip, bias=bias)
+        bits = 4 if coding.dtype == "i4" else 8
+        step = max(_ROW_STEP, _BLOCK_CODES // n_columns // _ROW_STEP * _ROW_STEP)
+        width = row_bytes(n_columns, coding.dtype, coding.layout)
+        codes: torch.Tensor | None = None
+        for start in range(0, n_rows, step):
+            stop = min(start + step, n_rows)
+            stored = self._moved(packed.data[start * width : padded_rows(stop, coding.layout) * width])
+            block = _codes(stored, (stop - start, n_columns), coding)
+            if bits == 4:
+                block = pack_int4(block)
+            if stop - start == n_rows:
+                codes = block.contiguous()
+                break
+            if codes is None:
+                codes = torch.empty((n_rows, *block.shape[1:]), dtype=block.dtype, device=self._device)
+            codes[start:stop] = block
+        assert codes is not None
+        scales = self._scales(packed, shape)
+        return DeviceMatrix(shape, bits, codes, scales, coding.group_size or n_columns, clip, bias)
+
+    def table(self, packed: PackedTensor) -> DeviceTable | DeviceMatrix:
+        coding, shape = packed.coding, _shape(packed)
+        if coding.quantised and coding.layout != "row":
+            return self.matrix(packed, clip=None, bias=None)
+        kept = self._moved if self._tables_on_device else _pinned
+        if not coding.quantised:
+            numbers = kept(packed.data).view(_FLOATS[coding.dtype]).reshape(shape)
+            return DeviceTable(shape, 8 * numbers.element_size(), numbers)
+        assert packed.scales is not None
+        assert coding.scale_dtype is not None
+        codes = kept(packed.data).view(torch.uint8 if coding.dtype == "i4" else torch.int8).reshape(shape[0], -1)
+        scales = _numbers(kept(_bytes(packed.scales)), coding.scale_dtype).reshape(shape[0], -1)
+        factors = None if packed.row_factors is None else kept(_bytes(packed.row_factors)).view(torch.float32)
+        bits = 4 if coding.dtype == "i4" else 8
+        return DeviceTable(shape, bits, codes, scales, factors, coding.group_size or shape[1])
+
+    def _scales(self, packed: PackedTensor, shape: tuple[int, int]) -> torch.Tensor:
+        coding = packed.coding
+        assert packed.scales is not None
+        assert coding.scale_dtype is not None
+        n_groups = groups_of(shape[1], coding)
+        scales = _numbers(self._moved(_bytes(packed.scales)), coding.scale_dtype)
+        if coding.layout == "row":
+            scales = scales.reshape(shape[0], n_groups)
+        else:
+            scales = scales.reshape(-1, n_groups, TILE_ROWS).transpose(1, 2).reshape(-1, n_groups)
+        scales = scales.float()
+        if packed.row_factors is not None:
+            scales = scales * self._moved(_bytes(packed.row_factors)).view(torch.float32)[:, None]
+        scales = scales[: shape[0]].contiguous()
+        if self._floats == torch.float32:
+            return scales
+        sizes = scales.abs()
+        exact = ((sizes >= _F16_SMALLEST) & (sizes <= _F16_LARGEST)) | (scales == 0)
+        return scales.half() if coding.scale_dtype == "f16" or bool(exact.all()) else scales
+
+    def _moved(self, data: np.ndarray) -> torch.Tensor:
+        """uint8 (n,) of the mapped file, on the device."""
+        if not self._stages:
+            return torch.from_numpy(data.copy())
+        moved = torch.empty(data.size, dtype=torch.uint8, device=self._device)
+        for start in range(0, data.size, _STAGE_BYTES):
+            part = data[start : start + _STAGE_BYTES]
+            self._stages[self._next].move(part, moved[start : start + _STAGE_BYTES])
+            self._next = 1 - self._next
+        return moved
+
+
+class _Stage:
+    """Pinned memory through which bytes go up while the next are being copied into another."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._memory = torch.empty(_STAGE_BYTES, dtype=torch.uint8, pin_memory=True)
+        self._free = torch.cuda.Event()
+        self._device = device
+
+    def move(self, data: np.ndarray, target: torch.Tensor) -> None:
+        self._free.synchronize()
+        part = self._memory[: data.size]
+        np.copyto(part.numpy(), data)
+        target.copy_(part, non_blocking=True)
+        self._free.record(torch.cuda.current_stream(self._device))
+
+
+class _SeenByDevice:
+    """Pinned host memory as what another library would hand over: torch makes a tensor of the device of it, without a
+    copy, and keeps this object, with the memory, as long as that lives."""
+
+    def __init__(self, memory: torch.Tensor) -> None:
+        self.memory = memory
+        self.__cuda_array_interface__: dict[str, Any] = {
+            "shape": tuple(memory.shape),
+            "typestr": "|u1",
+            "data": (memory.data_ptr(), False),
+            "version": 2,
+        }
+
+
+def _pinned(data: np.ndarray) -> torch.Tensor:
+    """A copy of uint8 (n,) in pinned host memory, as a tensor of the device. Every access goes over the bus."""
+    memory = torch.empty(data.size, dtype=torch.uint8, pin_memory=True)
+    np.copyto(memory.numpy(), data)
+    return torch.as_tensor(_SeenByDevice(memory), device="cuda")
+
+
+def _codes(stored: torch.Tensor, shape: tuple[int, int], coding: Coding) -> torch.Tensor:
+    """uint8 bytes of a block of rows as they lie in the file -> int8 (M, K)."""
+    n_rows, n_columns = shape
+    if coding.layout == "row":
+        if coding.dtype == "i8":
+            return stored.view(torch.int8).reshape(shape)
+        return _pairs(stored.reshape(n_rows, -1))[:, :n_columns]
+    words = stored.reshape(-1, row_bytes(n_columns, coding.dtype, coding.layout) // 4, TILE_ROWS, 4)
+    if coding.dtype == "i4":
+        words = torch.cat([words & 15, words >> 4], dim=3).view(torch.int8) - 8
+    else:
+        words = words.view(torch.int8)
+    rows = words.transpose(1, 2).reshape(words.shape[0] * TILE_ROWS, -1)
+    return rows[:n_rows, :n_columns]
+
+
+def _pairs(codes: torch.Tensor) -> torch.Tensor:
+    """uint8 (N, B), two columns a byte, the even one in the low nibble -> int8 (N, 2 B)."""
+    return torch.stack([codes & 15, codes >> 4], dim=2).view(torch.int8).reshape(codes.shape[0], -1) - 8
+
+
+def _scaled(values: torch.Tensor, scales: torch.Tensor | None, group_size: int, dtype: torch.dtype) -> torch.Tensor:
+    """values (N, K) times the scales (N, G) of their groups."""
+    if scales is None:
+        return values.to(dtype)
+    n_rows, n_columns = values.shape
+    if n_columns == scales.shape[1] * group_size:
+        grouped = values.reshape(n_rows, scales.shape[1], group_size).float() * scales.float()[..., None]
+        return grouped.reshape(n_rows, n_columns).to(dtype)
+    return (values.float() * scales.float().repeat_interleave(group_size, dim=1)[:, :n_columns]).to(dtype)
+
+
+def _numbers(stored: torch.Tensor, scale_dtype: str) -> torch.Tensor:
+    """Bytes of stored scales as numbers: those themselves, or the codes that row factors multiply."""
+    return stored.view(_FLOATS.get(scale_dtype, torch.int8))
+
+
+def _shape(packed: PackedTensor) -> tuple[int, int]:
+    n_rows = 1
+    for size in packed.shape[:-1]:
+        n_rows *= size
+    return n_rows, packed.shape[-1]
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    return array.reshape(-1).view(np.uint8)

@@ -1,0 +1,15 @@
+"""What is tested here is written in torch: without it, these modules cannot even be read. All are marked `reference`,
+but for those of the choice of a backend."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+
+collect_ignore = [] if find_spec("torch") else ["test_weights.py", "test_model.py", "test_attention.py"]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_pass() -> None:
+    """Not for every backend, as the tests of the operations are."""
