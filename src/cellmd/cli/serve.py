@@ -31,6 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--queue", type=int, default=64, metavar="N", help="requests that may wait (default: %(default)s)"
     )
+    group.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="keep beginnings of prompts and encoded media here, for after a restart",
+    )
+    group.add_argument(
+        "--cache-size", type=float, default=4.0, metavar="GB", help="of that folder at most (default: %(default)g)"
+    )
     options.add_machine(parser)
 
 
@@ -47,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
         public_without_key=args.public_without_key,
         origins=tuple(args.origin or ()),
         name=args.name or args.file.stem,
+        cache_dir=args.cache_dir,
+        cache_bytes=int(args.cache_size * 1e9),
     )
     with options.load_model(args, args.file) as model:
         shown = f"[{args.host}]" if ":" in args.host else args.host

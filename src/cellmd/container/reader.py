@@ -110,6 +110,16 @@ class Container:
             headers.check_ranges(header, header_end, len(mapped))
         return cls(path, file, mapped, header, header_end)
 
+    @property
+    def identity(self) -> str:
+        """The same for files with the same content, and for no others: a digest of the header, which has the checksums
+        of all the rest. Version 1 has none: there also of the file's time."""
+        status = os.fstat(self._file.fileno())
+        self._file.seek(0)
+        digest = hashlib.sha256(self._file.read(self.header_bytes))
+        digest.update(str(status.st_size if self.version != LEGACY_VERSION else status).encode())
+        return digest.hexdigest()
+
     def close(self) -> None:
         """Release the file. Tensors already handed out stay readable: the mapping goes with the last of them."""
         self._file.close()

@@ -9,7 +9,7 @@ from collections.abc import Sequence as Listed
 import numpy as np
 
 from cellmd.backends.ops import Tensor
-from cellmd.errors import PromptError
+from cellmd.errors import ArgumentError, PromptError
 from cellmd.models.gemma4 import Gemma4
 from cellmd.models.observe import Observe, ignore
 from cellmd.processors.features import AudioFeatures, MediaSpan, Prompt
@@ -100,6 +100,23 @@ class Runner:
         for cache in self.cache.layers:
             if cache is not None:
                 self._ops.copy_slot_(cache, source, target, n)
+
+    def export_slot(self, slot: int, n: int) -> list[np.ndarray]:
+        """What a slot holds for its first n positions, uint8 (B,) of each layer that has a cache."""
+        return [self._ops.export_slot(cache, slot, n) for cache in self.cache.layers if cache is not None]
+
+    def import_slot(self, slot: int, n: int, exported: Listed[np.ndarray]) -> None:
+        """Make a slot hold what was exported for n positions. Raises ArgumentError if it fits no slot of this cache."""
+        caches = [cache for cache in self.cache.layers if cache is not None]
+        if len(exported) != len(caches):
+            raise ArgumentError(f"{len(exported)} layers were exported, this cache has {len(caches)}")
+        for cache, layer in zip(caches, exported, strict=True):
+            self._ops.import_slot_(cache, slot, n, layer)
+        self.cache.note_written(slot, n)
+
+    def floats(self, values: np.ndarray) -> Tensor:
+        """A tensor of host data that lasts."""
+        return self._ops.floats(values)
 
     def to_numpy(self, logits: Tensor) -> np.ndarray:
         """Logits on the host, float32 (R, V), which last."""

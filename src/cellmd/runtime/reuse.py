@@ -44,7 +44,7 @@ def common(held: np.ndarray, keys: np.ndarray) -> int:
 
 
 class Slot:
-    """A place of the cache. keys: of what it holds that can be gone on from."""
+    """A place of the cache. keys: of what it holds that can be gone on from. unsaved: nobody has kept that yet."""
 
     _uses = itertools.count(1)
 
@@ -52,6 +52,7 @@ class Slot:
         self.index = index
         self.keys = np.empty(0, np.int64)
         self.last_used = 0
+        self.unsaved = False
         self._written = 0
 
     def begin(self, n_kept: int) -> None:
@@ -71,6 +72,7 @@ class Slot:
     def end(self, keys: np.ndarray) -> None:
         """The slot is free again and holds the positions of these keys."""
         self.keys = keys
+        self.unsaved = len(keys) > 0
         self._written = self.written(len(keys))
         self.last_used = next(Slot._uses)
 

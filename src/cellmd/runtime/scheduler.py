@@ -16,6 +16,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,12 +31,19 @@ from cellmd.runtime.generate import Runner
 from cellmd.runtime.result import Piece, Timings
 from cellmd.runtime.reuse import LEAST_KEPT, EncodedMedia, Slot, choose_slot, common, identity
 from cellmd.runtime.sampler import Sampler
+from cellmd.runtime.saved import Loaded, Saved
 
 _STEP_SECONDS = 0.25
 """How long the prompts of a step may delay the answers beside them, about."""
 
 _FEWEST_ROWS = 16
 """Rows of prompts that a step runs at least."""
+
+_IDLE_SECONDS = 2.0
+"""After so long without requests, what slots hold is kept on disk."""
+
+_LOADING_SECONDS = 0.02
+"""How long new requests may go unnoticed while nothing is done but reading from disk."""
 
 _log = logging.getLogger(__name__)
 
@@ -86,8 +94,9 @@ class Job:
         self.keys, self.digests = identity(prompt)
         self.answering = Answering(request.sampler, request.answer, request.settings)
         self.sequence = Sequence(0, [])
-        self.leader: Job | None = None  # whose slot the first n_shared positions will be copied from
-        self.n_shared = 0
+        self.leader: Job | None = None  # whose slot the first positions will be copied from
+        self.loading: tuple[str, Future[Loaded | None]] | None = None  # from disk, into its slot
+        self.n_shared = 0  # positions that will be there once the leader is read so far, or all is loaded
         self.to_encode: list[tuple[MediaSpan, bytes]] = []
         self.n_cached = 0
         self.encoder_ms: dict[str, float] = {}
@@ -105,10 +114,15 @@ class Job:
     def start_at(self, n_kept: int) -> None:
         """The first n_kept positions are in the job's slot; the rest is to be run."""
         prompt = self.request.prompt
-        self.leader = None
+        self.leader = self.loading = None
         self.sequence.n_done = self.n_cached = n_kept
         spans = zip(prompt.media, self.digests, strict=True)
         self.to_encode = [(span, d) for span, d in spans if span.start + span.features.n_soft_tokens > n_kept]
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it waits for its beginning."""
+        return self.leader is not None or self.loading is not None
 
     @property
     def n_prompt_left(self) -> int:
@@ -126,7 +140,8 @@ class _State:
 class Scheduler:
     """Runs answers in the slots of a runner's cache; see the module. Safe to use from several threads.
 
-    queue_limit: requests that may wait for a slot. step_seconds: see `_STEP_SECONDS`.
+    queue_limit: requests that may wait for a slot. step_seconds: see `_STEP_SECONDS`. saved: what earlier ones
+    computed, and where this one keeps what it computes; it is closed with the scheduler.
     """
 
     def __init__(
@@ -136,6 +151,7 @@ class Scheduler:
         *,
         queue_limit: int = 64,
         step_seconds: float = _STEP_SECONDS,
+        saved: Saved | None = None,
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
         self.counts = Counts()
@@ -146,6 +162,7 @@ class Scheduler:
         self._on_close = on_close
         self._slots = [Slot(index) for index in range(n_slots)]
         self._encoded = EncodedMedia()
+        self._saved = saved
         self._row_seconds = 0.0
         self._state = _State(FairQueue())
         self._changed = threading.Condition()
@@ -209,19 +226,27 @@ class Scheduler:
         while True:
             with self._changed:
                 while not state.running and not state.waiting and not state.closing:
-                    self._changed.wait()
+                    if not self._changed.wait(_IDLE_SECONDS if self._to_save() else None):
+                        break
                 if state.abandon or (state.closing and not state.running and not state.waiting):
                     break
                 self._admit()
                 self._drop_cancelled()
                 self._count()
             try:
+                if not state.running:
+                    self._save_slots()
+                    continue
                 self._copy_for([job for job in state.running if job.leader is not None])
+                self._take_in_loaded()
                 self._encode_one()
                 self._step()
             except Exception as error:  # the thread must outlive whatever it is: others will ask
                 self._fail(list(state.running), error)
         self._abandon()
+        if self._saved is not None:
+            self._save_slots()
+            self._saved.close()
 
     def _abandon(self) -> None:
         error = BusyError("the answer was ended: the model is being closed")
@@ -243,18 +268,52 @@ class Scheduler:
             idle = [slot for slot in self._slots if slot.index not in taken]
             slot, n_kept = choose_slot(idle, job.keys, self._runner.cache)
             leader, n_shared = self._leader_for(job)
-            if n_shared >= n_kept + LEAST_KEPT:
-                slot = min(idle, key=lambda slot: slot.last_used)
-                slot.begin(0)
-                job.leader, job.n_shared = leader, n_shared
-                job.sequence = Sequence(slot.index, list(prompt.token_ids))
-            else:
-                slot.begin(n_kept)
-                job.sequence = Sequence(slot.index, list(prompt.token_ids))
+            name, n_saved = self._saved.best(job.keys) if self._saved is not None else ("", 0)
+            elsewhere = max(n_shared, n_saved)
+            if elsewhere >= n_kept + LEAST_KEPT:
+                slot, n_kept = min(idle, key=lambda slot: slot.last_used), 0
+            self._save(slot, n_kept)
+            slot.begin(n_kept)
+            job.sequence = Sequence(slot.index, list(prompt.token_ids))
+            if elsewhere < n_kept + LEAST_KEPT:
                 self._start(job, n_kept)
+            elif n_saved >= n_shared + LEAST_KEPT and self._saved is not None:
+                job.loading, job.n_shared = (name, self._saved.load(name)), n_saved
+            else:
+                job.leader, job.n_shared = leader, n_shared
             job.began = time.perf_counter()
             self.counts.prompt_tokens += len(prompt)
             state.running.append(job)
+
+    def _save(self, slot: Slot, n_kept: int = 0, *, wait: bool = False) -> None:
+        """Keep on disk what a slot holds before all but n_kept positions of it are lost, if that is most of it."""
+        worth = slot.unsaved and len(slot.keys) > 2 * n_kept
+        if self._saved is not None and worth:
+            slot.unsaved = False
+            self._saved.save(slot.index, slot.keys, slot.written(len(slot.keys)), wait=wait)
+
+    def _to_save(self) -> bool:
+        return self._saved is not None and any(slot.unsaved for slot in self._slots)
+
+    def _save_slots(self) -> None:
+        for slot in self._slots:
+            self._save(slot, wait=True)
+
+    def _take_in_loaded(self) -> None:
+        """Let those go on whose beginnings have been read from disk."""
+        running = self._state.running
+        loading = {job.loading[1]: job for job in running if job.loading is not None}
+        if not loading or self._saved is None:
+            return
+        idle = all(job.is_waiting for job in running)
+        for future in wait(loading, _LOADING_SECONDS if idle else 0.0, FIRST_COMPLETED).done:
+            job, loaded = loading[future], future.result()
+            name, slot = job.loading[0] if job.loading else "", self._slots[job.sequence.slot]
+            if self._saved.take_in(name, loaded, slot.index) and loaded is not None:
+                slot.copied(loaded.n_written)
+                self._start(job, job.n_shared)
+            else:
+                self._start(job, 0)
 
     def _leader_for(self, job: Job) -> tuple[Job | None, int]:
         """The running job with whose prompt this one's begins alike the furthest, and how far."""
@@ -263,6 +322,8 @@ class Scheduler:
             n = common(other.keys, job.keys)
             done = other.sequence.n_done
             written = self._slots[other.sequence.slot].written(done)
+            if other.loading is not None and n < other.n_shared:
+                continue  # it will hold more at once than can be gone back from
             if n > n_shared and (done < n or self._runner.cache.can_go_back(written, n)):
                 leader, n_shared = other, n
         return leader, n_shared
@@ -314,6 +375,10 @@ class Scheduler:
         span, digest = job.to_encode.pop(0)
         n = span.features.n_soft_tokens
         values = self._encoded.get(digest)
+        if values is None and self._saved is not None:
+            values = self._saved.medium(digest, n)
+            if values is not None:
+                self._encoded.put(digest, values, n * self._runner.model.config.text.d_model * 4)
         if values is None:
             try:
                 soft, encoder_ms = self._runner.encode([span])
@@ -322,11 +387,13 @@ class Scheduler:
                 return
             values = soft[0].values
             self._encoded.put(digest, values, n * self._runner.model.config.text.d_model * 4)
+            if self._saved is not None:
+                self._saved.save_medium(digest, values)
             job.encoder_ms[span.kind] = job.encoder_ms.get(span.kind, 0.0) + encoder_ms[span.kind]
         job.sequence.soft.append(SoftTokens(span.start, n, values))
 
     def _step(self) -> None:
-        jobs = [job for job in self._state.running if job.leader is None and not job.to_encode]
+        jobs = [job for job in self._state.running if not job.is_waiting and not job.to_encode]
         parts, wanting = self._parts(jobs)
         if not parts:
             return

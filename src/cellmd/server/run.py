@@ -54,7 +54,10 @@ class PatientProtocol(H11Protocol):
 
 def server(model: Model, settings: ServerSettings, *, slots: int, queue_limit: int) -> tuple[uvicorn.Server, Engine]:
     """A server that is ready to run, and its engine, whose scheduler has to be closed after it."""
-    engine = Engine(model, model.scheduler(slots, queue_limit=queue_limit), settings)
+    scheduler = model.scheduler(
+        slots, queue_limit=queue_limit, cache_dir=settings.cache_dir, cache_bytes=settings.cache_bytes
+    )
+    engine = Engine(model, scheduler, settings)
     config = uvicorn.Config(
         application(engine),
         host=settings.host,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from cellmd.api import DEFAULT_CACHE_BYTES
 from cellmd.errors import ArgumentError
 from cellmd.processors.sources import MediaLimits
 
@@ -19,6 +21,7 @@ class ServerSettings:
     max_answer_tokens: of one answer. max_choices: answers of one request. max_requests: at once.
     body_seconds: for a request to arrive. answer_seconds: for an answer to be made, waiting included.
     send_seconds: for a client to take what was sent. drain_seconds: for answers to end when the server stops.
+    cache_dir: where beginnings of prompts and encoded media outlive the server, of cache_bytes at most; None: nowhere.
     """
 
     host: str = "127.0.0.1"
@@ -37,6 +40,8 @@ class ServerSettings:
     answer_seconds: float = 1800.0
     send_seconds: float = 60.0
     drain_seconds: float = 30.0
+    cache_dir: Path | None = None
+    cache_bytes: int = DEFAULT_CACHE_BYTES
 
     def __post_init__(self) -> None:
         if self.host not in LOOPBACK and self.api_key is None and not self.public_without_key:

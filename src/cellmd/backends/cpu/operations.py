@@ -14,7 +14,9 @@ How far results may lie from `reference`:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -205,6 +207,18 @@ class CpuOps(Ops):
 
     def copy_slot_(self, cache: Any, source: int, target: int, n: int) -> None:
         cache.copy(source, target, n)
+
+    def cache_form(self) -> str:
+        code = hashlib.sha256(Path(_native.__file__).read_bytes()).hexdigest()
+        return f"{self.name} {self._cache_dtype} {self.instruction_set} {code}"
+
+    def export_slot(self, cache: Any, slot: int, n: int) -> np.ndarray:
+        exported = np.empty(cache.saved_bytes(n), np.uint8)
+        cache.save(slot, n, exported)
+        return exported
+
+    def import_slot_(self, cache: Any, slot: int, n: int, exported: np.ndarray) -> None:
+        cache.load(slot, n, exported)
 
     def append_(self, cache: Any, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor) -> None:
         self._native.append(cache, keys, values, slots, positions)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cellmd.backends.ops import Tensor
+from cellmd.errors import ArgumentError
 
 F32 = np.float32
 
@@ -27,6 +28,16 @@ class Cache:
         n = min(n, self.capacity)
         self.keys[target, :n] = self.keys[source, :n]
         self.values[target, :n] = self.values[source, :n]
+
+    def export(self, slot: int, n: int) -> Tensor:
+        n = min(n, self.capacity)
+        return np.stack([self.keys[slot, :n], self.values[slot, :n]]).reshape(-1).view(np.uint8)
+
+    def take(self, slot: int, n: int, exported: Tensor) -> None:
+        held = np.stack([self.keys[slot, : min(n, self.capacity)], self.values[slot, : min(n, self.capacity)]])
+        if exported.nbytes != held.nbytes:
+            raise ArgumentError(f"{n} positions take {held.nbytes} bytes, not {exported.nbytes}")
+        self.keys[slot, : held.shape[1]], self.values[slot, : held.shape[1]] = exported.view(F32).reshape(held.shape)
 
     def append(self, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor) -> None:
         places = positions % self.capacity

@@ -161,6 +161,15 @@ class ReferenceOps(Ops):
     def copy_slot_(self, cache: attend.Cache, source: int, target: int, n: int) -> None:
         cache.copy(source, target, n)
 
+    def cache_form(self) -> str:
+        return f"{self.name} float32"
+
+    def export_slot(self, cache: attend.Cache, slot: int, n: int) -> Tensor:
+        return cache.export(slot, n)
+
+    def import_slot_(self, cache: attend.Cache, slot: int, n: int, exported: np.ndarray) -> None:
+        cache.take(slot, n, exported)
+
     def append_(self, cache: attend.Cache, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor) -> None:
         cache.append(keys, values, slots, positions)
 
