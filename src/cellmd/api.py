@@ -10,13 +10,12 @@ from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
-from cellmd import __version__
 from cellmd.backends import create
 from cellmd.backends.ops import Ops
 from cellmd.config import ModelConfig
 from cellmd.container import Container
 from cellmd.convert.tensor_map import expected_tensors
-from cellmd.errors import ArgumentError, BackendError, ContextLengthError, LayoutError
+from cellmd.errors import ArgumentError, ContextLengthError, LayoutError
 from cellmd.models.gemma4 import Gemma4
 from cellmd.processors.features import MediaKind, Prompt
 from cellmd.processors.messages import media_list
@@ -29,7 +28,6 @@ from cellmd.runtime.generate import Runner, common_prefix, generate
 from cellmd.runtime.kv_cache import KvCache, free_memory_bytes
 from cellmd.runtime.result import Piece, Result
 from cellmd.runtime.sampler import Sampler, Sampling
-from cellmd.runtime.saved import Saved
 from cellmd.runtime.scheduler import Request, Scheduler
 from cellmd.runtime.stop import StopStrings
 
@@ -41,11 +39,8 @@ Pieces = Generator[Piece, None, None]
 
 DEFAULT_MAX_TOKENS = 512
 
-DEFAULT_CACHE_BYTES = 4 << 30
-"""Of what a scheduler keeps on disk."""
-
-_PREFILL_CHUNK = 512
-"""Rows of a prompt that run at once."""
+_MOST_AT_ONCE = 512
+"""Slots of a scheduler, and requests that may wait for one."""
 
 
 class PrepareOptions(TypedDict, total=False):
@@ -96,7 +91,7 @@ def load(
 ) -> Model:
     """Open a .cellmd file and bind its weights, which stay in the file and are read as they are used.
 
-    backend: "auto" for the best that is installed, "cpu" or "reference". threads: None for all cores.
+    backend: "auto" for the best that can run here, "cuda", "cpu" or "reference". threads: None for all cores.
     context: the longest conversation in tokens; None for the model's own length. Memory is taken as it is used.
     Raises ContainerError for the file, BackendError for the backend, ArgumentError for the rest.
     """
@@ -129,7 +124,7 @@ class Model:
         self.context = context or limit
         self._container: Container | None = container
         self._ops = ops
-        cache = KvCache(ops, self.config.text, n_slots=1, context=self.context, chunk=_PREFILL_CHUNK)
+        cache = KvCache(ops, self.config.text, n_slots=1, context=self.context, chunk=ops.prompt_rows)
         self._runner = Runner(Gemma4(ops, self.config, container.tensors), cache)
         self._processor: Processor | None = None
         self._defaults: GenerationDefaults | None = None
@@ -227,39 +222,23 @@ class Model:
         """A conversation that remembers its turns and does not compute again what is in the cache already."""
         return Chat(self, system, tools)
 
-    def scheduler(
-        self,
-        slots: int = 4,
-        *,
-        queue_limit: int = 64,
-        cache_dir: str | PathLike[str] | None = None,
-        cache_bytes: int = DEFAULT_CACHE_BYTES,
-    ) -> Scheduler:
+    def scheduler(self, slots: int = 4, *, queue_limit: int = 64) -> Scheduler:
         """Answer several prompts at once, in as many slots, until the scheduler is closed; the model itself answers
-        none meanwhile. queue_limit: requests that may wait for a slot. cache_dir: a private folder in which beginnings
-        of prompts and encoded media are kept for later schedulers of the same file; cache_bytes: its size at most.
-        Raises ArgumentError, and BackendError if the backend cannot keep anything."""
+        none meanwhile. queue_limit: requests that may wait for a slot. Raises ArgumentError."""
         for name, value in (("slots", slots), ("queue_limit", queue_limit)):
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _PREFILL_CHUNK:
-                raise ArgumentError(f"{name} must be a whole number from 1 to {_PREFILL_CHUNK}, found {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST_AT_ONCE:
+                raise ArgumentError(f"{name} must be a whole number from 1 to {_MOST_AT_ONCE}, found {value!r}")
         alone = self._alone()
         alone.__enter__()
         try:
-            cache = KvCache(self._ops, self.config.text, n_slots=slots, context=self.context, chunk=_PREFILL_CHUNK)
+            ops = self._ops
+            cache = KvCache(ops, self.config.text, n_slots=slots, context=self.context, chunk=ops.prompt_rows)
             runner = Runner(self._runner.model, cache)
-            saved = None if cache_dir is None else self._saved(cache_dir, cache_bytes, runner)
-            self._scheduler = Scheduler(runner, slots, queue_limit=queue_limit, saved=saved, on_close=alone.__exit__)
+            self._scheduler = Scheduler(runner, slots, queue_limit=queue_limit, on_close=alone.__exit__)
             return self._scheduler
         except BaseException:
             alone.__exit__()
             raise
-
-    def _saved(self, folder: str | PathLike[str], max_bytes: int, runner: Runner) -> Saved:
-        form = self._ops.cache_form()
-        if form is None:
-            raise BackendError(f"the backend {self.backend} cannot keep its cache on disk; leave out the folder for it")
-        identity = f"{__version__} {self._open().identity} {form} {runner.cache.form}"
-        return Saved(folder, max_bytes, runner, identity)
 
     def request(self, messages: Messages | Prompt, client: str = "", **options: Unpack[GenerateOptions]) -> Request:
         """What a scheduler answers; options as for `stream`."""

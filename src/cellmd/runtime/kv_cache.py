@@ -23,8 +23,10 @@ class KvCache:
     def __init__(self, ops: Ops, config: TextConfig, *, n_slots: int, context: int, chunk: int) -> None:
         self.context = context
         self.chunk = chunk
+        self._ops = ops
         self._config = config
         self._written = [0] * n_slots
+        self._reserved = 0
         self.layers: list[Any] = [
             ops.new_cache(n_slots, _capacity(layer, context, chunk), layer.n_kv_heads, layer.head_dim)
             if layer.owns_kv
@@ -32,15 +34,14 @@ class KvCache:
             for layer in config.layers
         ]
 
-    @property
-    def form(self) -> str:
-        """The sizes that what a slot holds depends on. Layers that see everything lie the same for any context."""
-        return " ".join(
-            f"{layer.n_kv_heads}x{layer.head_dim}"
-            + (f"@{_capacity(layer, self.context, self.chunk)}" if layer.window else "")
-            for layer in self._config.layers
-            if layer.owns_kv
-        )
+    def reserve(self, n_positions: int) -> None:
+        """A sequence is about to grow to so many positions. Raises ContextLengthError where there is no memory."""
+        if n_positions <= self._reserved:
+            return
+        for layer in self.layers:
+            if layer is not None:
+                self._ops.reserve_(layer, n_positions)
+        self._reserved = n_positions
 
     def note_written(self, slot: int, n_positions: int) -> None:
         """A sequence of n_positions lies in the slot now: memory for as many is taken and stays."""
@@ -64,16 +65,17 @@ class KvCache:
                 f"a prompt of {n_prompt} tokens and an answer of up to {n_answer} need {total} positions, the context "
                 f"has {self.context}; shorten the prompt, ask for fewer tokens, or load with a larger context"
             )
-        needed = self.bytes_for(total) - self.bytes_for(self._written[slot])
-        free = free_memory_bytes()
+        needed = self._bytes_for(total) - self._bytes_for(self._written[slot])
+        free = self._ops.free_bytes()
+        if free is None:
+            free = free_memory_bytes()
         if free is not None and needed > free:
             raise ContextLengthError(
                 f"the keys and values of {total} positions take {needed >> 20} MiB, {free >> 20} MiB of memory are "
                 "free; shorten the prompt or ask for fewer tokens"
             )
 
-    def bytes_for(self, n_positions: int) -> int:
-        """Memory for the keys and values of one sequence of n_positions, the most that a backend takes."""
+    def _bytes_for(self, n_positions: int) -> int:
         return cache_bytes(self._config, n_positions, self.chunk)
 
 

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 
-collect_ignore = [] if find_spec("torch") else ["test_weights.py", "test_model.py", "test_attention.py"]
+collect_ignore = [] if find_spec("torch") else ["test_model.py", "test_attention.py"]
 
 
 @pytest.fixture(autouse=True)

@@ -186,6 +186,9 @@ class TorchOps(Ops):
     def new_cache(self, n_slots: int, capacity: int, n_kv_heads: int, head_dim: int) -> Cache:
         return Cache(n_slots, capacity, n_kv_heads, head_dim, self.device, self._products)
 
+    def reserve_(self, cache: Cache, n_positions: int) -> None:
+        cache.grow(n_positions)
+
     def copy_slot_(self, cache: Cache, source: int, target: int, n: int) -> None:
         cache.copy(source, target, n)
 
