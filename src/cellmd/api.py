@@ -10,12 +10,13 @@ from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
+from cellmd import __version__
 from cellmd.backends import create
 from cellmd.backends.ops import Ops
 from cellmd.config import ModelConfig
 from cellmd.container import Container
 from cellmd.convert.tensor_map import expected_tensors
-from cellmd.errors import ArgumentError, ContextLengthError, LayoutError
+from cellmd.errors import ArgumentError, BackendError, ContextLengthError, LayoutError
 from cellmd.models.gemma4 import Gemma4
 from cellmd.processors.features import MediaKind, Prompt
 from cellmd.processors.messages import media_list
@@ -28,6 +29,7 @@ from cellmd.runtime.generate import Runner, common_prefix, generate
 from cellmd.runtime.kv_cache import KvCache, free_memory_bytes
 from cellmd.runtime.result import Piece, Result
 from cellmd.runtime.sampler import Sampler, Sampling
+from cellmd.runtime.saved import Saved
 from cellmd.runtime.scheduler import Request, Scheduler
 from cellmd.runtime.stop import StopStrings
 
@@ -41,6 +43,9 @@ DEFAULT_MAX_TOKENS = 512
 
 _MOST_AT_ONCE = 512
 """Slots of a scheduler, and requests that may wait for one."""
+
+DEFAULT_CACHE_BYTES = 4 << 30
+"""Of what a scheduler keeps on disk."""
 
 
 class PrepareOptions(TypedDict, total=False):
@@ -222,9 +227,18 @@ class Model:
         """A conversation that remembers its turns and does not compute again what is in the cache already."""
         return Chat(self, system, tools)
 
-    def scheduler(self, slots: int = 4, *, queue_limit: int = 64) -> Scheduler:
+    def scheduler(
+        self,
+        slots: int = 4,
+        *,
+        queue_limit: int = 64,
+        cache_dir: str | PathLike[str] | None = None,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+    ) -> Scheduler:
         """Answer several prompts at once, in as many slots, until the scheduler is closed; the model itself answers
-        none meanwhile. queue_limit: requests that may wait for a slot. Raises ArgumentError."""
+        none meanwhile. queue_limit: requests that may wait for a slot. cache_dir: a private folder in which beginnings
+        of prompts and encoded media are kept for later schedulers of the same file; cache_bytes: its size at most.
+        Raises ArgumentError, and BackendError if the backend cannot keep anything."""
         for name, value in (("slots", slots), ("queue_limit", queue_limit)):
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST_AT_ONCE:
                 raise ArgumentError(f"{name} must be a whole number from 1 to {_MOST_AT_ONCE}, found {value!r}")
@@ -234,11 +248,19 @@ class Model:
             ops = self._ops
             cache = KvCache(ops, self.config.text, n_slots=slots, context=self.context, chunk=ops.prompt_rows)
             runner = Runner(self._runner.model, cache)
-            self._scheduler = Scheduler(runner, slots, queue_limit=queue_limit, on_close=alone.__exit__)
+            saved = None if cache_dir is None else self._saved(cache_dir, cache_bytes, runner)
+            self._scheduler = Scheduler(runner, slots, queue_limit=queue_limit, saved=saved, on_close=alone.__exit__)
             return self._scheduler
         except BaseException:
             alone.__exit__()
             raise
+
+    def _saved(self, folder: str | PathLike[str], max_bytes: int, runner: Runner) -> Saved:
+        form = self._ops.cache_form()
+        if form is None:
+            raise BackendError(f"the backend {self.backend} cannot keep its cache on disk; leave out the folder for it")
+        identity = f"{__version__} {self._open().identity} {form} {runner.cache.form}"
+        return Saved(folder, max_bytes, runner, identity)
 
     def request(self, messages: Messages | Prompt, client: str = "", **options: Unpack[GenerateOptions]) -> Request:
         """What a scheduler answers; options as for `stream`."""

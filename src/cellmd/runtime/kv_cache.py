@@ -43,6 +43,16 @@ class KvCache:
                 self._ops.reserve_(layer, n_positions)
         self._reserved = n_positions
 
+    @property
+    def form(self) -> str:
+        """The sizes that what a slot holds depends on. Layers that see everything lie the same for any context."""
+        return " ".join(
+            f"{layer.n_kv_heads}x{layer.head_dim}"
+            + (f"@{_capacity(layer, self.context, self.chunk)}" if layer.window else "")
+            for layer in self._config.layers
+            if layer.owns_kv
+        )
+
     def note_written(self, slot: int, n_positions: int) -> None:
         """A sequence of n_positions lies in the slot now: memory for as many is taken and stays."""
         self._written[slot] = max(self._written[slot], n_positions)
@@ -65,7 +75,7 @@ class KvCache:
                 f"a prompt of {n_prompt} tokens and an answer of up to {n_answer} need {total} positions, the context "
                 f"has {self.context}; shorten the prompt, ask for fewer tokens, or load with a larger context"
             )
-        needed = self._bytes_for(total) - self._bytes_for(self._written[slot])
+        needed = self.bytes_for(total) - self.bytes_for(self._written[slot])
         free = self._ops.free_bytes()
         if free is None:
             free = free_memory_bytes()
@@ -75,7 +85,8 @@ class KvCache:
                 "free; shorten the prompt or ask for fewer tokens"
             )
 
-    def _bytes_for(self, n_positions: int) -> int:
+    def bytes_for(self, n_positions: int) -> int:
+        """Memory for the keys and values of one sequence of n_positions, the most that a backend takes."""
         return cache_bytes(self._config, n_positions, self.chunk)
 
 
