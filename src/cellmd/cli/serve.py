@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--queue", type=int, default=64, metavar="N", help="requests that may wait (default: %(default)s)"
     )
+    group.add_argument("--allow-urls", action="store_true", help="fetch media by http(s) from public hosts")
     group.add_argument(
         "--cache-dir",
         type=Path,
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         public_without_key=args.public_without_key,
         origins=tuple(args.origin or ()),
         name=args.name or args.file.stem,
+        allow_urls=args.allow_urls,
         cache_dir=args.cache_dir,
         cache_bytes=int(args.cache_size * 1e9),
     )

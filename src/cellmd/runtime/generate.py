@@ -110,6 +110,7 @@ class Runner:
         caches = [cache for cache in self.cache.layers if cache is not None]
         if len(exported) != len(caches):
             raise ArgumentError(f"{len(exported)} layers were exported, this cache has {len(caches)}")
+        self.cache.reserve(n)
         for cache, layer in zip(caches, exported, strict=True):
             self._ops.import_slot_(cache, slot, n, layer)
         self.cache.note_written(slot, n)

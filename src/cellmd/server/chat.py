@@ -7,13 +7,14 @@ import binascii
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
+from cellmd.processors.features import MediaKind
 from cellmd.processors.tokenizer import Tokenizer
 from cellmd.processors.tool_calls import ToolCall
 from cellmd.runtime.result import Piece, TokenScore, Usage
@@ -21,9 +22,11 @@ from cellmd.runtime.scheduler import Request
 from cellmd.server.engine import Answers, Engine
 from cellmd.server.errors import ApiError
 from cellmd.server.events import DONE, event, event_stream
+from cellmd.server.fetch import Wanted
 from cellmd.server.grammar import GrammarConstraint
 from cellmd.server.schemas import (
     AudioPart,
+    AudioUrlPart,
     ChatRequest,
     ChoiceFormat,
     GrammarFormat,
@@ -37,6 +40,7 @@ from cellmd.server.schemas import (
     ResponseFormat,
     TextPart,
     Tool,
+    VideoPart,
     parse,
 )
 
@@ -75,13 +79,14 @@ async def chat_requests(engine: Engine, asked: ChatRequest, client: str) -> list
     tools = _tools(asked)
     thinking, budget = _reasoning(asked)
     constraint = await engine.in_thread(_constraint, engine, asked, tools)
-    prompt = await engine.prepare(
-        [plain_message(i, message) for i, message in enumerate(asked.messages)],
-        tools=[tool.model_dump(exclude_none=True) for tool in tools] or None,
-        thinking=thinking,
-        image_tokens=asked.image_tokens
-        or _image_tokens(asked.messages, engine.model.processor.config.image.max_soft_tokens),
-    )
+    async with engine.fetched(_wanted(asked.messages)) as media:
+        prompt = await engine.prepare(
+            [plain_message(i, message, media) for i, message in enumerate(asked.messages)],
+            tools=[tool.model_dump(exclude_none=True) for tool in tools] or None,
+            thinking=thinking,
+            image_tokens=asked.image_tokens
+            or _image_tokens(asked.messages, engine.model.processor.config.image.max_soft_tokens),
+        )
     return engine.requests(
         prompt,
         n=asked.n,
@@ -104,17 +109,22 @@ async def chat_requests(engine: Engine, asked: ChatRequest, client: str) -> list
 # ---- what is asked ------------------------------------------------------------------------------------------
 
 
-def plain_message(index: int, message: Message) -> dict[str, Any]:
-    """A message as `cellmd.processors.messages` takes it: media as bytes or data URLs, never as paths."""
+def plain_message(index: int, message: Message, media: Mapping[str, bytes]) -> dict[str, Any]:
+    """A message as `cellmd.processors.messages` takes it: media as bytes or data URLs, never as paths. media: those
+    that were fetched, by URL."""
     plain = message.model_dump(exclude_none=True, exclude={"content"})
     if isinstance(message.content, str):
         plain["content"] = message.content
     elif message.content is not None:
-        plain["content"] = [_plain_part(f"messages.{index}.content.{i}", p) for i, p in enumerate(message.content)]
+        plain["content"] = [_plain_part(_where(index, i), part, media) for i, part in enumerate(message.content)]
     return plain
 
 
-def _plain_part(where: str, part: Any) -> dict[str, Any]:
+def _where(index: int, part: int) -> str:
+    return f"messages.{index}.content.{part}"
+
+
+def _plain_part(where: str, part: Any, media: Mapping[str, bytes]) -> dict[str, Any]:
     if isinstance(part, TextPart):
         return {"type": "text", "text": part.text}
     if isinstance(part, RefusalPart):
@@ -124,15 +134,30 @@ def _plain_part(where: str, part: Any) -> dict[str, Any]:
             return {"type": "audio", "audio": base64.b64decode(part.input_audio.data, validate=True)}
         except (binascii.Error, ValueError):
             raise ApiError(400, f"{where}: the sound is not base64", code="invalid_media", param=where) from None
-    kind, url = ("image", part.image_url.url) if isinstance(part, ImagePart) else ("video", part.video_url.url)
+    kind, url = _linked(part)
+    medium: str | bytes = url
     if not url.startswith("data:"):
-        raise ApiError(
-            400,
-            f"{where}: give the {kind} as a data URL; this server fetches nothing",
-            code="invalid_media",
-            param=where,
-        )
-    return {"type": kind, kind: url}
+        medium = media[url]
+    return {"type": kind, kind: medium}
+
+
+def _linked(part: ImagePart | AudioUrlPart | VideoPart) -> tuple[MediaKind, str]:
+    """Of what kind a medium is that is given by a URL, and the URL."""
+    if isinstance(part, ImagePart):
+        return "image", part.image_url.url
+    return ("audio", part.audio_url.url) if isinstance(part, AudioUrlPart) else ("video", part.video_url.url)
+
+
+def _wanted(messages: Sequence[Message]) -> list[Wanted]:
+    """What has to be fetched."""
+    wanted = []
+    for index, message in enumerate(messages):
+        for i, part in enumerate(message.content if isinstance(message.content, list) else []):
+            if isinstance(part, ImagePart | AudioUrlPart | VideoPart):
+                kind, url = _linked(part)
+                if not url.startswith("data:"):
+                    wanted.append(Wanted(url, kind, _where(index, i)))
+    return wanted
 
 
 def _tools(asked: ChatRequest) -> list[Tool]:

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, TypeVar
 
 import anyio.to_thread
@@ -17,6 +18,7 @@ from cellmd.processors.features import Prompt
 from cellmd.runtime.result import Piece
 from cellmd.runtime.scheduler import Job, Request, Scheduler
 from cellmd.server.errors import ApiError
+from cellmd.server.fetch import Fetcher, Wanted
 from cellmd.server.grammar import GrammarConstraint, Grammars
 from cellmd.server.settings import ServerSettings
 
@@ -36,7 +38,22 @@ class Engine:
         model.processor.limits = settings.media_limits
         text = model.config.text
         self.grammars = Grammars(model.processor.tokenizer, text.vocab_size, text.eos_token_ids[0])
+        self.fetcher = Fetcher(settings.max_body_bytes, settings.body_seconds) if settings.allow_urls else None
         self._limiter: anyio.CapacityLimiter | None = None
+
+    def fetched(self, wanted: Sequence[Wanted]) -> AbstractAsyncContextManager[Mapping[str, bytes]]:
+        """Media by their URLs. Raises ApiError where the server fetches nothing."""
+        if self.fetcher is not None:
+            return self.fetcher.fetched(wanted)
+        if wanted:
+            first = wanted[0]
+            raise ApiError(
+                400,
+                f"{first.where}: give the {first.kind} as a data URL; this server fetches nothing",
+                code="invalid_media",
+                param=first.where,
+            )
+        return nullcontext({})
 
     async def in_thread(self, work: Callable[..., Made], *arguments: Any, **options: Any) -> Made:
         """Work that takes long and needs no model, beside the event loop; a few at once."""

@@ -29,7 +29,7 @@ class RefusalPart(Form):
 
 
 class ImageUrl(Form):
-    url: str = Field(description="a data URL: data:image/png;base64,...")
+    url: str = Field(description="a data URL (data:image/png;base64,...); http(s) where the server allows it")
     detail: Literal["auto", "low", "high"] = "auto"
 
 
@@ -49,7 +49,7 @@ class AudioPart(Form):
 
 
 class VideoUrl(Form):
-    url: str = Field(description="a data URL: data:video/mp4;base64,...")
+    url: str = Field(description="a data URL (data:video/mp4;base64,...); http(s) where the server allows it")
 
 
 class VideoPart(Form):
@@ -57,8 +57,19 @@ class VideoPart(Form):
     video_url: VideoUrl
 
 
+class AudioUrl(Form):
+    url: str = Field(description="a data URL (data:audio/wav;base64,...); http(s) where the server allows it")
+
+
+class AudioUrlPart(Form):
+    """Not OpenAI's: a sound as a URL."""
+
+    type: Literal["audio_url"]
+    audio_url: AudioUrl
+
+
 Part = Annotated[
-    TextPart | ImagePart | AudioPart | VideoPart | RefusalPart,
+    TextPart | ImagePart | AudioPart | AudioUrlPart | VideoPart | RefusalPart,
     Field(discriminator="type"),
 ]
 

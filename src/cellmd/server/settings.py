@@ -21,6 +21,7 @@ class ServerSettings:
     max_answer_tokens: of one answer. max_choices: answers of one request. max_requests: at once.
     body_seconds: for a request to arrive. answer_seconds: for an answer to be made, waiting included.
     send_seconds: for a client to take what was sent. drain_seconds: for answers to end when the server stops.
+    allow_urls: media are fetched by http and https from public hosts, within body_seconds and max_body_bytes.
     cache_dir: where beginnings of prompts and encoded media outlive the server, of cache_bytes at most; None: nowhere.
     """
 
@@ -40,6 +41,7 @@ class ServerSettings:
     answer_seconds: float = 1800.0
     send_seconds: float = 60.0
     drain_seconds: float = 30.0
+    allow_urls: bool = False
     cache_dir: Path | None = None
     cache_bytes: int = DEFAULT_CACHE_BYTES
 
