@@ -113,8 +113,10 @@ def convert(
     scale in every quantised tensor, 32, 64, 128 or 256; 0 for a whole row; None for the recipe's own choice.
     progress: called with (bytes done, bytes in all, tensor name). threads: None for all cores.
     copy_tokenizer: also write STEM.tokenizer.json beside the file, which holds the tokenizer anyway.
-    calibrate: choose codes for the inputs that each matrix gets: on "default", the text that comes with cellmd, or on a
-    folder of texts (.txt), sounds and pictures. Keeps much more of the model, takes minutes (docs/quantisation.md).
+    calibrate: choose codes for the inputs that each matrix gets: on "default", the material that comes with cellmd, or
+    on a folder of texts (.txt), sounds and pictures. Keeps much more of the model, takes minutes to hours
+    (docs/quantisation.md). What is finished is kept in the folder TARGET.calibration until the file is complete; an
+    interrupted conversion goes on from there.
     budget: bytes that the file may take, instead of a recipe; needs `calibrate`. Each tensor's coding is chosen by what
     it is measured to cost, starting from those of "aggressive".
 
@@ -127,7 +129,8 @@ def convert(
     run = import_module("cellmd.convert.convert").convert
     rounder = None
     if calibrate is not None:
-        rounder = import_module("cellmd.calibration.material").Calibration.find(calibrate, progress)
+        state_folder = Path(f"{target}.calibration")
+        rounder = import_module("cellmd.calibration.material").Calibration.find(calibrate, progress, state_folder)
     report: ConversionReport = run(
         source if isinstance(source, str) else Path(source),
         Path(target),

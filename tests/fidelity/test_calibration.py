@@ -124,6 +124,34 @@ def test_the_text_that_comes_with_cellmd_fills_every_piece(tmp_path: Path) -> No
     assert all(piece[0] == 2 for piece in pieces)
 
 
+def test_sounds_and_pictures_come_with_cellmd(tmp_path: Path) -> None:
+    from cellmd.processors.features import AudioFeatures
+    from cellmd.processors.prompt import Processor
+
+    calibration = Calibration.find("default")
+    contents = [medium.content for media in calibration.media.values() for medium in media]
+    assert sum(len(content) for content in contents if isinstance(content, bytes)) < 1_000_000
+    with Checkpoint.open(make_checkpoint(tmp_path / "source")) as checkpoint:
+        processor = Processor.from_assets(checkpoint.assets, checkpoint.config)
+        prompts = calibration.prompts(processor, checkpoint)
+    kinds = [isinstance(prompt.media[0].features, AudioFeatures) for prompt in prompts if prompt.media]
+    assert kinds == [True] * 10 + [False] * 8
+    answers = [medium.answer.strip() for media in calibration.media.values() for medium in media if medium.answer]
+    assert len(answers) == 16
+    asked = [prompt for prompt in prompts if prompt.media]
+    ends = [processor.tokenizer.encode(answer, special=False) for answer in answers]
+    assert all(any(list(prompt.token_ids[-len(end) :]) == end for prompt in asked) for end in ends)
+
+
+def test_a_text_beside_a_medium_is_its_answer(tmp_path: Path) -> None:
+    for name in ("a.wav", "a.txt", "b.PNG", "b.txt", "c.txt"):
+        (tmp_path / name).write_text(f"what {name} says")
+    calibration = Calibration.find(tmp_path)
+    assert list(calibration.texts) == ["c.txt"]
+    assert [medium.answer for medium in calibration.media["sound"]] == ["what a.txt says"]
+    assert [medium.answer for medium in calibration.media["picture"]] == ["what b.txt says"]
+
+
 def test_what_is_no_calibration_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="neither 'default' nor a folder"):
         Calibration.find(tmp_path / "nowhere")

@@ -43,13 +43,24 @@ def test_products_rounded_to_bfloat16_lose_only_that_rounding() -> None:
     assert np.sqrt(np.mean((decoded - weights) ** 2)) < np.sqrt(np.mean((rounded - weights) ** 2))
 
 
+def rows_on_grid(weights: np.ndarray) -> np.ndarray:
+    return grid_scales(weights, (weights.min(axis=-1), weights.max(axis=-1)))[1]
+
+
 def test_other_weights_are_on_no_grid() -> None:
     rng = np.random.default_rng(2)
     weights = rng.standard_normal((64, 10, 32)).astype(np.float32)
-    assert grid_scales(weights, (weights.min(axis=-1), weights.max(axis=-1))) is None
+    assert not rows_on_grid(weights).any()
     spoiled = on_grid(rng, (64, 320)).reshape(64, 10, 32)
     spoiled[50, 3, 7] *= np.float32(1.3)
-    assert grid_scales(spoiled, (spoiled.min(axis=-1), spoiled.max(axis=-1))) is None
+    assert np.flatnonzero(~rows_on_grid(spoiled)).tolist() == [50]
+
+
+def test_codes_of_both_8_and_minus_8_are_no_grid_of_int4() -> None:
+    codes = np.random.default_rng(4).integers(-7, 8, (2, 1, 32))
+    codes[0, 0, :3] = 8, -8, 1
+    codes[1, 0, :3] = 7, -8, 1
+    assert rows_on_grid(codes.astype(np.float32) * np.float32(0.25)).tolist() == [False, True]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

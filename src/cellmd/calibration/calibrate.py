@@ -9,13 +9,16 @@ answers for the errors made before it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
-from cellmd.calibration.soft_tokens import placeholders_of, with_soft_tokens
+from cellmd.calibration.soft_tokens import modality, placeholders_of, with_soft_tokens
+from cellmd.calibration.state import State, key_of, stand
 from cellmd.calibration.streams import (
     DECODER,
     SourceValues,
@@ -25,13 +28,15 @@ from cellmd.calibration.streams import (
 )
 from cellmd.convert.checkpoint import Checkpoint
 from cellmd.convert.plan import PlannedTensor
-from cellmd.processors.features import AudioFeatures, Prompt
+from cellmd.processors.features import Prompt
 from cellmd.quant import PackedTensor
 from cellmd.quant.feedback import InputMoments, encode_with_feedback
 from cellmd.runtime.batch import Sequence as Running
 
 Progress = Callable[[int, int, str], None]
 """Called with the bytes that are done of the tensors the two passes go through, all of them, and what is in hand."""
+
+_log = logging.getLogger(__name__)
 
 EMBEDDING = f"{DECODER}embed_tokens.weight"
 
@@ -42,14 +47,18 @@ def calibrate(
     prompts: Sequence[Prompt],
     n_threads: int,
     progress: Progress | None = None,
+    state_folder: Path | None = None,
 ) -> dict[str, PackedTensor]:
     """The quantised matrices of a planned conversion as they are to be stored, by name: the decoder's, and those of
     towers that the prompts have media for. Tables are not among the result.
 
+    state_folder: where to keep what is finished, and to go on from what an interrupted calibration of the same source,
+    plan and prompts left there; the caller removes it. Raises ContainerError if it cannot be written.
     Memory: the hidden states of all prompts four times, one layer's weights and moments, and the stored matrices; for
     media, a tower's weights and all of its moments.
     """
-    return _Calibration(checkpoint, plan, prompts, n_threads, progress).run()
+    state = None if state_folder is None else State(state_folder, key_of(checkpoint, plan, prompts))
+    return _Calibration(checkpoint, plan, prompts, n_threads, progress, state).run()
 
 
 class _Calibration:
@@ -60,7 +69,9 @@ class _Calibration:
         prompts: Sequence[Prompt],
         n_threads: int,
         progress: Progress | None,
+        state: State | None,
     ) -> None:
+        self._state = state
         self._source = SourceValues(checkpoint)
         self._stored = StoredValues(self._source, plan)
         self._config = checkpoint.config.text
@@ -76,9 +87,9 @@ class _Calibration:
             and (each.spec.name.startswith(DECODER) or each.spec.component in self._components_met())
         }
         self._total = sum(each.source_bytes for each in self._planned.values())
-        if EMBEDDING in self._planned:  # the layers run once more, for the embedding's moments
-            self._total += sum(self._layer_bytes(layer.index) for layer in self._config.layers)
+        self._total += self._head_bytes()
         self._done = 0
+        self._saved: set[str] = set()
         self._tensors = unread_tensors(plan)
         self._float_run = Stream(self._source, self._config, self._tensors)
         self._stored_run = Stream(self._stored, self._config, self._tensors)
@@ -86,38 +97,78 @@ class _Calibration:
     def run(self) -> dict[str, PackedTensor]:
         with ThreadPoolExecutor(self._n_threads, thread_name_prefix="calibrate") as pool:
             self._pool = pool
-            self._pieces = self._with_soft_tokens()
-            if EMBEDDING in self._planned:
-                self._round({EMBEDDING: self._head_moments()})
-            self._begin(self._float_run)
-            self._begin(self._stored_run)
-            self._round(self._moments(Stream.own_inputs))
-            for layer in self._config.layers:
+            first = self._go_on()
+            if first is None:
+                first = 0
+                self._before_layers()
+            for layer in self._config.layers[first:]:
                 self._round(self._moments(partial(self._inputs, index=layer.index)))
                 for piece in range(len(self._prompts)):
                     self._stored_run.run(layer.index, piece, keep=True)
                 self._forget()
+                self._save()
         return self._stored.packed
 
+    def _before_layers(self) -> None:
+        self._pieces = self._with_soft_tokens()
+        if EMBEDDING in self._planned:
+            self._round({EMBEDDING: self._head_moments()})
+        self._begin(self._float_run)
+        self._begin(self._stored_run)
+        self._round(self._moments(Stream.own_inputs))
+        self._save(self._pieces)
+
+    def _go_on(self) -> int | None:
+        """The first layer that an interrupted calibration did not finish; None to begin at the beginning."""
+        if self._state is None or not self._state.finished:
+            return None
+        sequences = [Running(0, list(prompt.token_ids)) for prompt in self._prompts]
+        found = self._state.load(self._planned, sequences)
+        if found is None:
+            return None
+        self._pieces = sequences
+        self._stored.packed, place = found
+        for run in (self._float_run, self._stored_run):
+            self._begin(run)
+        stand((self._float_run, self._stored_run), place, len(sequences))
+        self._saved = set(self._stored.packed)
+        first = self._state.finished - 1
+        done = sum(self._planned[name].source_bytes for name in self._saved)
+        _log.warning("calibration goes on behind layer %d of %d (%s)", first, self._config.n_layers, self._state.folder)
+        self._report(done + self._head_bytes(), f"{DECODER}layers.{first}")
+        return first
+
+    def _save(self, sequences: Sequence[Running] = ()) -> None:
+        if self._state is not None:
+            new = {name: packed for name, packed in self._stored.packed.items() if name not in self._saved}
+            self._state.save(new, (self._float_run, self._stored_run), sequences)
+            self._saved |= set(new)
+
     def _components_met(self) -> set[str]:
-        media = [span.features for prompt in self._prompts for span in prompt.media]
-        return {"audio" if isinstance(each, AudioFeatures) else "vision" for each in media}
+        return {modality(prompt) for prompt in self._prompts} - {"text"}
 
     def _with_soft_tokens(self) -> list[Running]:
-        """The prompts as sequences, their media encoded by the source's towers, whose matrices are rounded here."""
-        moments = {
-            name: InputMoments(each.spec.shape[1])
-            for name, each in self._planned.items()
-            if not name.startswith(DECODER)
-        }
+        """The prompts as sequences, their media encoded by the source's towers, whose matrices are rounded here: one
+        tower after the other, for all of a tower's moments are there at once."""
+        sequences = [Running(0, list(prompt.token_ids)) for prompt in self._prompts]
+        for component in sorted(self._components_met()):
+            moments = {
+                name: InputMoments(each.spec.shape[1])
+                for name, each in self._planned.items()
+                if each.spec.component == component
+            }
 
-        def add(name: str, x: np.ndarray) -> None:
-            if name in moments:
-                moments[name].add(x, x)
+            def add(name: str, x: np.ndarray, moments: dict[str, InputMoments] = moments) -> None:
+                if name in moments:
+                    moments[name].add(x)
 
-        sequences = with_soft_tokens(self._prompts, self._model_config, self._source, self._tensors, add)
-        self._round(moments)
-        self._forget()
+            those = [i for i, prompt in enumerate(self._prompts) if modality(prompt) == component]
+            prompts = [self._prompts[i] for i in those]
+            encoded = with_soft_tokens(prompts, self._model_config, self._source, self._tensors, add)
+            for i, sequence in zip(those, encoded, strict=True):
+                sequences[i] = sequence
+            self._round(moments)
+            self._forget()
         return sequences
 
     def _begin(self, run: Stream) -> None:
@@ -137,7 +188,7 @@ class _Calibration:
         moments = InputMoments(self._config.d_model)
         for piece in range(len(self._prompts)):
             hidden = self._float_run.head_input(piece)
-            moments.add(hidden, hidden)
+            moments.add(hidden)
         return moments
 
     def _moments(self, inputs: Callable[[Stream, int], dict[str, np.ndarray]]) -> dict[str, InputMoments]:
@@ -163,6 +214,12 @@ class _Calibration:
             weights = self._source.whole(name)
             self._stored.packed[name] = encode_with_feedback(name, weights, planned.coding, moments[name], self._pool)
             self._report(planned.source_bytes, name)
+
+    def _head_bytes(self) -> int:
+        """What going through the layers once more takes, for the moments of the embedding."""
+        if EMBEDDING not in self._planned:
+            return 0
+        return sum(self._layer_bytes(layer.index) for layer in self._config.layers)
 
     def _layer_bytes(self, index: int) -> int:
         prefix = f"{DECODER}layers.{index}."

@@ -1,16 +1,19 @@
-"""What a conversion is calibrated on: the text that comes with cellmd, or a folder of texts, sounds and pictures."""
+"""What a conversion is calibrated on: texts, sounds and pictures that come with cellmd, or those of a folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from os import PathLike
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from cellmd.calibration.calibrate import Progress, calibrate
-from cellmd.calibration.spending import choose_codings
+from cellmd.calibration.spending import choose_codings, load_spending, save_spending
+from cellmd.calibration.state import key_of
 from cellmd.convert.budget import Spending
 from cellmd.convert.checkpoint import Checkpoint
 from cellmd.convert.plan import PlannedTensor
@@ -39,60 +42,103 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
+class Medium:
+    """A sound or picture, its file or its bytes. answer: what a good model says about it, None where that is not
+    known: the words of a sound, what a picture shows."""
+
+    content: Path | bytes
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
 class Calibration:
-    """A `Rounder` for conversion. texts: by name. media: files by kind. description: where they are from. progress: of
-    the calibration."""
+    """A `Rounder` for conversion. texts: by name. media: by kind. description: where they are from. progress: of the
+    calibration. state_folder: where to keep what is finished for the case of an interruption; None keeps nothing."""
 
     texts: Mapping[str, str]
-    media: Mapping[Kind, Sequence[Path]]
+    media: Mapping[Kind, Sequence[Medium]]
     description: str
     progress: Progress | None = None
+    state_folder: Path | None = None
 
     @classmethod
-    def find(cls, source: str | PathLike[str], progress: Progress | None = None) -> Calibration:
-        """`source`: "default", or a folder: texts (.txt), sounds and pictures below it. Raises ArgumentError."""
+    def find(
+        cls, source: str | PathLike[str], progress: Progress | None = None, state_folder: Path | None = None
+    ) -> Calibration:
+        """`source`: "default", or a folder: texts (.txt), sounds and pictures in it. A text beside a sound or picture
+        of the same name is no text of its own but the answer about it. Raises ArgumentError."""
         if source == DEFAULT:
-            shipped = sorted((files("cellmd.calibration") / "texts").iterdir(), key=lambda each: each.name)
-            texts = {each.name: each.read_text(encoding="utf-8") for each in shipped if each.name.endswith(".txt")}
-            return cls(texts, {}, DEFAULT, progress)
+            shipped = files("cellmd.calibration")
+            texts = {path.name: path.read_text(encoding="utf-8") for path in _listed(shipped / "texts", {".txt"})}
+            answers = {
+                _stem(path.name): path.read_text(encoding="utf-8") for path in _listed(shipped / "media", {".txt"})
+            }
+            media = {
+                kind: [
+                    Medium(path.read_bytes(), answers.get(_stem(path.name)))
+                    for path in _listed(shipped / "media", SUFFIXES[kind])
+                ]
+                for kind in SUFFIXES
+            }
+            return cls(texts, media, DEFAULT, progress, state_folder)
         folder = Path(source)
         if not folder.is_dir():
             raise ArgumentError(f"calibration material {str(source)!r}: neither {DEFAULT!r} nor a folder")
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        by_kind = {kind: [path for path in paths if path.suffix.lower() in SUFFIXES[kind]] for kind in SUFFIXES}
+        stems = {path.with_suffix("") for group in by_kind.values() for path in group}
         try:
-            texts = {
-                str(path.relative_to(folder)): path.read_text(encoding="utf-8")
-                for path in paths
-                if path.suffix == ".txt"
-            }
+            read = {path: path.read_text(encoding="utf-8") for path in paths if path.suffix == ".txt"}
         except (OSError, UnicodeDecodeError) as error:
             raise ArgumentError(f"calibration text in {folder} cannot be read: {error}") from error
-        media = {kind: [path for path in paths if path.suffix.lower() in SUFFIXES[kind]] for kind in SUFFIXES}
-        return cls(texts, media, folder.name, progress)
+        texts = {
+            str(path.relative_to(folder)): text for path, text in read.items() if path.with_suffix("") not in stems
+        }
+        media = {
+            kind: [Medium(path, read.get(path.with_suffix(".txt"))) for path in group]
+            for kind, group in by_kind.items()
+        }
+        return cls(texts, media, folder.name, progress, state_folder)
 
     def choose(
         self, checkpoint: Checkpoint, plan: Sequence[PlannedTensor], extra_bytes: int, n_threads: int
     ) -> Spending:
-        processor = Processor.from_assets(checkpoint.assets, checkpoint.config)
-        prompts = self.prompts(processor, checkpoint)
-        return choose_codings(checkpoint, plan, prompts, extra_bytes, n_threads, self.progress)
+        prompts = self._prompts(checkpoint)
+        if self.state_folder is None:
+            return choose_codings(checkpoint, plan, prompts, extra_bytes, n_threads, self.progress)
+        key = f"{key_of(checkpoint, plan, prompts)} {extra_bytes}"
+        spending = load_spending(self.state_folder / "spending.json", key)
+        if spending is None:
+            spending = choose_codings(checkpoint, plan, prompts, extra_bytes, n_threads, self.progress)
+            save_spending(self.state_folder / "spending.json", key, spending)
+        return spending
 
     def round(self, checkpoint: Checkpoint, plan: Sequence[PlannedTensor], n_threads: int) -> dict[str, PackedTensor]:
-        processor = Processor.from_assets(checkpoint.assets, checkpoint.config)
-        return calibrate(checkpoint, plan, self.prompts(processor, checkpoint), n_threads, self.progress)
+        state_folder = None if self.state_folder is None else self.state_folder / "rounding"
+        return calibrate(checkpoint, plan, self._prompts(checkpoint), n_threads, self.progress, state_folder)
+
+    def finished(self) -> None:
+        """The conversion is complete: nothing needs to be kept."""
+        if self.state_folder is not None:
+            shutil.rmtree(self.state_folder, ignore_errors=True)
+
+    def _prompts(self, checkpoint: Checkpoint) -> list[Prompt]:
+        return self.prompts(Processor.from_assets(checkpoint.assets, checkpoint.config), checkpoint)
 
     def prompts(self, processor: Processor, checkpoint: Checkpoint) -> list[Prompt]:
-        """Pieces of the texts, then a question about each sound and picture that the model has a tower for. Raises
-        ArgumentError if there is nothing, MediaError for a medium that cannot be read."""
+        """Pieces of the texts, then a question about each sound and picture that the model has a tower for, with the
+        answer where it is known. Raises ArgumentError if there is nothing, MediaError for a medium that cannot be
+        read."""
         config = checkpoint.config
         prompts = [Prompt(tuple(piece)) for piece in self.pieces(processor.tokenizer, config.text.bos_token_id)]
-        ask: list[tuple[Kind, bool, Callable[[str, Path], Prompt]]] = [
-            ("sound", config.audio is not None, lambda question, path: processor.prepare(question, audio=[path])),
-            ("picture", config.vision is not None, lambda question, path: processor.prepare(question, images=[path])),
-        ]
-        for kind, has_tower, prepare in ask:
-            if has_tower:
-                prompts += [prepare(QUESTIONS[kind], path) for path in _some(self.media.get(kind, ()), MAX_MEDIA)]
+        if config.audio is not None:
+            for medium in _some(self.media.get("sound", ()), MAX_MEDIA):
+                prompt = processor.prepare(QUESTIONS["sound"], audio=[medium.content])
+                prompts.append(_answered(processor.tokenizer, prompt, medium))
+        if config.vision is not None:
+            for medium in _some(self.media.get("picture", ()), MAX_MEDIA):
+                prompt = processor.prepare(QUESTIONS["picture"], images=[medium.content])
+                prompts.append(_answered(processor.tokenizer, prompt, medium))
         if not prompts:
             raise ArgumentError(
                 f"calibration material {self.description!r}: no text of {PIECE_TOKENS} tokens, and no sound or picture "
@@ -115,3 +161,19 @@ def _some(items: Sequence[Item], most: int) -> list[Item]:
     """At most `most` of the items, evenly."""
     n = min(len(items), most)
     return [items[i * len(items) // n] for i in range(n)]
+
+
+def _answered(tokenizer: Tokenizer, prompt: Prompt, medium: Medium) -> Prompt:
+    if medium.answer is None:
+        return prompt
+    return replace(prompt, token_ids=prompt.token_ids + tuple(tokenizer.encode(medium.answer.strip(), special=False)))
+
+
+def _listed(folder: Traversable, suffixes: Collection[str]) -> list[Traversable]:
+    """Files with one of the suffixes, by name."""
+    found = (each for each in folder.iterdir() if Path(each.name).suffix in suffixes)
+    return sorted(found, key=lambda each: each.name)
+
+
+def _stem(name: str) -> str:
+    return Path(name).stem

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from cellmd.calibration.divergence import divergence, log_softmax
-from cellmd.calibration.soft_tokens import placeholders_of, with_soft_tokens
+from cellmd.calibration.soft_tokens import modality, placeholders_of, with_soft_tokens
 from cellmd.calibration.streams import DECODER, MixedValues, Standing, Stream, Values
 from cellmd.config import ModelConfig
-from cellmd.processors.features import AudioFeatures, Prompt
+from cellmd.processors.features import Prompt
 from cellmd.quant import PackedTensor
 from cellmd.runtime.batch import Sequence as Running
 
@@ -108,13 +108,6 @@ def few(prompts: Sequence[Prompt]) -> list[Prompt]:
     for wanted in TOWERS:
         chosen += _evenly([each for each in prompts if modality(each) == wanted], MOST_MEDIA)
     return chosen
-
-
-def modality(prompt: Prompt) -> str:
-    """ "audio" or "vision" for a prompt with media (of one kind), "text" for others."""
-    if not prompt.media:
-        return "text"
-    return "audio" if isinstance(prompt.media[0].features, AudioFeatures) else "vision"
 
 
 def positions_of(prompt: Prompt) -> np.ndarray:

@@ -37,6 +37,13 @@ def with_soft_tokens(
     return sequences
 
 
+def modality(prompt: Prompt) -> str:
+    """ "audio" or "vision" for a prompt with media (of one kind), "text" for others."""
+    if not prompt.media:
+        return "text"
+    return "audio" if isinstance(prompt.media[0].features, AudioFeatures) else "vision"
+
+
 def placeholders_of(config: ModelConfig) -> set[int]:
     """Ids of tokens whose rows are soft tokens."""
     special = config.special

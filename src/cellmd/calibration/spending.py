@@ -8,10 +8,13 @@ divergence grows with their square, so shares and ratios of such errors are thos
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple
+from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +23,7 @@ from cellmd.calibration.streams import SourceValues, unread_tensors
 from cellmd.convert.budget import Choice, GroupSpending, Option, Spending, codings_from, spend, stored_bytes
 from cellmd.convert.checkpoint import Checkpoint
 from cellmd.convert.plan import PlannedTensor
+from cellmd.errors import ContainerError
 from cellmd.processors.features import Prompt
 from cellmd.quant import Coding, decode, encode
 
@@ -97,6 +101,35 @@ def choose_codings(
         ),
         sum(option.divergence for option in options),
     )
+
+
+def save_spending(path: Path, key: str, spending: Spending) -> None:
+    """Raises ContainerError if the disk refuses."""
+    facts = {
+        "key": key,
+        "codings": {name: astuple(coding) for name, coding in spending.codings.items()},
+        "groups": [astuple(group) for group in spending.groups],
+        "estimate": spending.estimate,
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(facts))
+        part.replace(path)
+    except OSError as error:
+        raise ContainerError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def load_spending(path: Path, key: str) -> Spending | None:
+    """What `save_spending` wrote under the same key, None if there is no such thing."""
+    try:
+        facts = json.loads(path.read_text())
+        if facts["key"] != key:
+            return None
+        codings = {name: Coding(*coding) for name, coding in facts["codings"].items()}
+        return Spending(codings, tuple(GroupSpending(*group) for group in facts["groups"]), float(facts["estimate"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _errors(checkpoint: Checkpoint, planned: PlannedTensor, importance: np.ndarray | None) -> list[float]:

@@ -39,7 +39,7 @@ class Rounder(Protocol):
     """Decides about tensors from the model as a whole, ahead of the conversion.
 
     description: for the file's provenance. choose: codings that take at most extra_bytes more than the plan's, which
-    are the smallest. round: some of the stored tensors.
+    are the smallest. round: some of the stored tensors. finished: called when the file is complete.
     """
 
     @property
@@ -52,6 +52,8 @@ class Rounder(Protocol):
     def round(
         self, checkpoint: Checkpoint, plan: Sequence[PlannedTensor], n_threads: int
     ) -> Mapping[str, PackedTensor]: ...
+
+    def finished(self) -> None: ...
 
 
 _SMALLEST = "aggressive"
@@ -106,6 +108,8 @@ def convert(
             tensors = _write_tensors(checkpoint, plan, rounded, writer, n_threads, progress)
             quality = {each.name: each.error.as_json() for each in tensors if each.quantised}
             writer.finish({"tensors": quality})
+        if rounder is not None:
+            rounder.finished()
         tokenizer_path = _copy_tokenizer(checkpoint, target) if copy_tokenizer else None
         return ConversionReport(
             source=checkpoint.name,
@@ -152,8 +156,8 @@ def _spend(
         smallest = writer.n_bytes + _HEADER_GROWTH
     if smallest > budget:
         raise ArgumentError(
-            f"a budget of {budget / 1e9:.4f} GB is too small: with every matrix at its smallest, this model takes "
-            f"{math.ceil(smallest / 1e5) / 1e4:.4f} GB"
+            f"a budget of {budget / 1e6:.2f} MB is too small: with every matrix at its smallest, this model takes "
+            f"{math.ceil(smallest / 1e4) / 1e2:.2f} MB"
         )
     _check_space(target, budget)
     return rounder.choose(checkpoint, plan, budget - smallest, n_threads)

@@ -45,29 +45,33 @@ _SHRINKS = np.linspace(1.06, 0.55, 18, dtype=np.float32)
 class InputMoments:
     """Second moments of the inputs of a matrix of K columns, summed over calibration rows.
 
-    gram: (K, K), sum of x^T x over the inputs in the stored model. drift: the same of (x_source - x)^T x.
+    gram: (K, K), sum of x^T x over the inputs in the stored model. drift: the same of (x_source - x)^T x, None where
+    there are no other inputs in the source.
     """
 
     def __init__(self, n_columns: int) -> None:
         dtype = np.float64 if n_columns <= _EXACT_COLUMNS else np.float32
         self.gram = np.zeros((n_columns, n_columns), dtype)
-        self.drift = np.zeros((n_columns, n_columns), dtype)
+        self.drift: np.ndarray | None = None
 
-    def add(self, stored: np.ndarray, source: np.ndarray) -> None:
-        """Rows of inputs float32 (N, K), in the stored model and in the source."""
+    def add(self, stored: np.ndarray, source: np.ndarray | None = None) -> None:
+        """Rows of inputs float32 (N, K), in the stored model and, if they differ, in the source."""
         self.gram += stored.T @ stored
-        self.drift += (source - stored).T @ stored
+        if source is not None:
+            if self.drift is None:
+                self.drift = np.zeros_like(self.gram)
+            self.drift += (source - stored).T @ stored
 
 
 @dataclass(frozen=True)
 class _Feedback:
     """What rounding needs of the moments. order: of the columns. factor: float32 (K, K), R_ij / R_jj in that order, a
-    row a j. importance: diagonal of H. move: float32 (K, K), added to the weights as w @ move."""
+    row a j. importance: diagonal of H. move: float32 (K, K), added to the weights as w @ move, or None."""
 
     order: np.ndarray
     factor: np.ndarray
     importance: np.ndarray
-    move: np.ndarray
+    move: np.ndarray | None
 
     @classmethod
     def of(cls, moments: InputMoments, damping: float, drift_share: float) -> _Feedback:
@@ -79,8 +83,10 @@ class _Feedback:
         upper = np.linalg.cholesky(gram[np.ix_(order[::-1], order[::-1])])[::-1, ::-1]
         factor = np.ascontiguousarray((upper / upper.diagonal()).T, dtype=np.float32)
         importance = (gram.diagonal() / mean).astype(np.float32)
-        move = np.linalg.solve(gram, moments.drift.T).T.astype(np.float32)
-        move *= np.float32(drift_share)
+        move = None
+        if moments.drift is not None:
+            move = np.linalg.solve(gram, moments.drift.T).T.astype(np.float32)
+            move *= np.float32(drift_share)
         return cls(order, factor, importance, move)
 
 
@@ -125,7 +131,8 @@ def _encode_rows(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Codes int8 (R, K), stored scales (R, G), row factors (R,) or None."""
     assert coding.scale_dtype is not None
-    rows = rows + rows @ feedback.move
+    if feedback.move is not None:
+        rows = rows + rows @ feedback.move
     n_rows, n_columns = rows.shape
     n_groups, group = groups_of(n_columns, coding), coding.group_size or n_columns
     quantiser = QUANTISERS[coding.dtype]
