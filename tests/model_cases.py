@@ -103,8 +103,8 @@ def step_logits(model: Model, prompt: Prompt, answer: list[int]) -> np.ndarray:
     """Logits (len(answer), V) that each token of an answer would be chosen by, run token by token."""
     runner = model._runner
     sequence, _ = runner.start(prompt, slot=0)
-    steps = [runner.prefill(sequence)]
+    steps = [runner.prefill(sequence).all()]
     for token in answer[:-1]:
         sequence.token_ids.append(token)
-        steps.append(runner.step(sequence))
+        steps.append(runner.step(sequence).all())
     return np.stack(steps)

@@ -19,6 +19,7 @@ from cellmd.processors.output import AnswerDecoder
 from cellmd.processors.tool_calls import ToolCall
 from cellmd.runtime.batch import Sequence
 from cellmd.runtime.generate import Runner, Settings, common_prefix, generate
+from cellmd.runtime.logits import Logits
 from cellmd.runtime.result import Piece, Result
 from cellmd.runtime.sampler import Sampler, Sampling
 from cellmd.runtime.stop import StopStrings
@@ -43,12 +44,12 @@ class Script(Runner):
         super().__init__(self.real.model, self.real.cache)
         self._told = 0
 
-    def _next(self, sequence: Sequence) -> np.ndarray:
+    def _next(self, sequence: Sequence) -> Logits:
         sequence.n_done = len(sequence.token_ids)
-        logits = np.zeros(512, np.float32)
-        logits[self.token_ids[self._told]] = 9.0
+        values = np.zeros((1, 512), np.float32)
+        values[0, self.token_ids[self._told]] = 9.0
         self._told += 1
-        return logits
+        return Logits.of(self.real.model.ops, values)[0]
 
     prefill = _next
     step = _next
@@ -126,9 +127,9 @@ def test_closing_early_leaves_the_sequence_consistent(model: Model) -> None:
     next(pieces)
     pieces.close()
     assert sequence.n_pending == 1
-    resumed = runner.step(sequence)
+    resumed = runner.step(sequence).all()
     fresh, _ = runner.start(Prompt(tuple(sequence.token_ids)), slot=0)
-    np.testing.assert_allclose(resumed, runner.prefill(fresh), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(resumed, runner.prefill(fresh).all(), rtol=1e-3, atol=1e-3)
 
 
 def test_prompts_that_cannot_run_are_refused(model: Model) -> None:

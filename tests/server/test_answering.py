@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cellmd
+from cellmd.backends import create
 from cellmd.processors.output import AnswerDecoder
 from cellmd.runtime.answering import Answering, Settings
+from cellmd.runtime.logits import Logits
 from cellmd.runtime.result import Piece, Timings
 from cellmd.runtime.sampler import Sampler, Sampling
 from cellmd.server.grammar import Grammars
@@ -19,12 +21,12 @@ from cellmd.server.grammar import Grammars
 END, CHANNEL, CHANNEL_END, CALL, CALL_END, QUOTE = 106, 100, 101, 48, 49, 52
 
 
-def logits_for(*tokens: int) -> np.ndarray:
+def logits_for(*tokens: int) -> Logits:
     """Wants these tokens, the first most."""
-    logits = np.zeros(512, np.float32)
+    values = np.zeros((1, 512), np.float32)
     for i, token in enumerate(tokens):
-        logits[token] = 20.0 - i
-    return logits
+        values[0, token] = 20.0 - i
+    return Logits.of(create("reference"), values)[0]
 
 
 def run(model: cellmd.Model, script: list[tuple[int, ...]], **options: Any) -> tuple[list[int], list[Piece]]:

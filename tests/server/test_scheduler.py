@@ -146,7 +146,7 @@ def test_what_does_not_fit_is_refused_at_once(model: cellmd.Model, scheduler: Sc
 
 def test_a_failing_answer_ends_alone(model: cellmd.Model, scheduler: Scheduler) -> None:
     class Broken:
-        def choose(self, logits: np.ndarray) -> int:
+        def choose(self, logits: object) -> int:
             raise RuntimeError("broken")
 
     good = model.request(model_cases.text_prompt(9), temperature=0.0, max_tokens=20)

@@ -14,8 +14,9 @@ import numpy as np
 
 from cellmd.processors.output import AnswerDecoder
 from cellmd.processors.tool_calls import ToolCall
+from cellmd.runtime.logits import Logits
 from cellmd.runtime.result import FinishReason, Piece, Timings, TokenScore, Usage
-from cellmd.runtime.sampler import Sampler, logprob, top_logprobs
+from cellmd.runtime.sampler import Sampler
 from cellmd.runtime.stop import StopStrings
 
 
@@ -69,8 +70,8 @@ class Answering:
         self._logprobs: list[float] = []
         self._scores: list[TokenScore] = []
 
-    def take(self, logits: np.ndarray) -> int:
-        """Choose the next token from logits float32 (V,) and see whether it ends the answer."""
+    def take(self, logits: Logits) -> int:
+        """Choose the next token and see whether it ends the answer."""
         settings = self._settings
         was_text = self._answer.in_text
         token = self._choose(logits)
@@ -103,7 +104,7 @@ class Answering:
             self.finish = "stop_string"
         return self._flushed(self.finish, usage, timings, self._calls)
 
-    def _choose(self, logits: np.ndarray) -> int:
+    def _choose(self, logits: Logits) -> int:
         settings, answer = self._settings, self._answer
         if answer.in_reasoning:
             self.n_reasoning += 1
@@ -121,10 +122,7 @@ class Answering:
             allowed[opening] = True
         if not allowed.any():
             return min(settings.end_ids)
-        masked = np.where(allowed, logits, np.float32(-np.inf))
-        token = self._sampler.choose(masked)
-        if not allowed[token]:  # a draw at the very edge of the last probability
-            token = int(np.argmax(masked))
+        token = self._sampler.choose(logits.changed(np.where(allowed, logits.all(), np.float32(-np.inf))))
         if token != opening and token not in settings.end_ids:
             settings.constraint.accept(token)
         return token
@@ -142,11 +140,11 @@ class Answering:
         elif self.n_tokens == settings.max_tokens:
             self.finish = "length"
 
-    def _score(self, logits: np.ndarray, token: int, *, spoken: bool) -> None:
-        value = logprob(logits, token)
+    def _score(self, logits: Logits, token: int, *, spoken: bool) -> None:
+        value = logits.logprob(token)
         self._logprobs.append(value)
         if self._settings.top_logprobs or spoken:
-            top = top_logprobs(logits, self._settings.top_logprobs)
+            top = logits.top_logprobs(self._settings.top_logprobs)
             self._scores.append(TokenScore(token, value, top, spoken))
 
     def _flushed(

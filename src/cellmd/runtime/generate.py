@@ -17,6 +17,7 @@ from cellmd.processors.output import AnswerDecoder
 from cellmd.runtime.answering import Answering, Settings
 from cellmd.runtime.batch import Part, Sequence, SoftTokens, pack
 from cellmd.runtime.kv_cache import KvCache
+from cellmd.runtime.logits import Logits
 from cellmd.runtime.result import Piece, Timings
 from cellmd.runtime.sampler import Sampler
 
@@ -77,15 +78,15 @@ class Runner:
             self.cache.note_written(part.sequence.slot, part.sequence.n_done)
         return logits
 
-    def prefill(self, sequence: Sequence) -> np.ndarray:
-        """Run all that is pending, in chunks; float32 (V,), logits of the last token."""
+    def prefill(self, sequence: Sequence) -> Logits:
+        """Run all that is pending, in chunks; the logits of the last token."""
         while sequence.n_pending > self.cache.chunk:
             self.advance([Part(sequence, self.cache.chunk, 0)])
-        return self._last_row(self.advance([Part(sequence, sequence.n_pending, 1)]))
+        return self._last(self.advance([Part(sequence, sequence.n_pending, 1)]))
 
-    def step(self, sequence: Sequence) -> np.ndarray:
-        """Run the one pending token; float32 (V,)."""
-        return self._last_row(self.advance([Part(sequence, 1, 1)]))
+    def step(self, sequence: Sequence) -> Logits:
+        """Run the one pending token; its logits."""
+        return self._last(self.advance([Part(sequence, 1, 1)]))
 
     def all_logits(self, sequence: Sequence) -> np.ndarray:
         """Run all that is pending, in chunks; float32 (N, V), logits of every token."""
@@ -100,6 +101,10 @@ class Runner:
         for cache in self.cache.layers:
             if cache is not None:
                 self._ops.copy_slot_(cache, source, target, n)
+
+    def rows_of(self, logits: Tensor | None) -> list[Logits]:
+        """The rows that `advance` returned."""
+        return [] if logits is None else Logits.of(self._ops, logits)
 
     def export_slot(self, slot: int, n: int) -> list[np.ndarray]:
         """What a slot holds for its first n positions, uint8 (B,) of each layer that has a cache."""
@@ -119,14 +124,13 @@ class Runner:
         """A tensor of host data that lasts."""
         return self._ops.floats(values)
 
-    def to_numpy(self, logits: Tensor) -> np.ndarray:
-        """Logits on the host, float32 (R, V), which last."""
-        rows: np.ndarray = self._ops.to_numpy(logits)
-        return rows
+    def to_numpy(self, x: Tensor) -> np.ndarray:
+        """A tensor's copy on the host."""
+        array: np.ndarray = self._ops.to_numpy(x)
+        return array
 
-    def _last_row(self, logits: Tensor | None) -> np.ndarray:
-        row: np.ndarray = self._ops.to_numpy(logits)[-1]
-        return row
+    def _last(self, logits: Tensor | None) -> Logits:
+        return self.rows_of(logits)[-1]
 
 
 def generate(

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from cellmd.errors import ArgumentError
+from cellmd.errors import ArgumentError, BackendError
+from cellmd.runtime.logits import Logits
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,12 @@ class Sampler:
         self._random = np.random.Generator(np.random.PCG64(options.seed))
         self._seen = set(seen) if options.repetition_penalty != 1.0 else set()
 
-    def choose(self, logits: np.ndarray) -> int:
-        """The next token id from logits float32 (V,), which are left as they are."""
+    def choose(self, logits: Logits) -> int:
+        """The next token id. Raises BackendError for logits without a finite largest, which no working model gives."""
         options = self._options
         logits = self._penalised(logits)
         if options.temperature == 0.0:
-            token = int(np.argmax(logits))
+            token = int(_likeliest(logits, 1)[1][0])
         else:
             ids, probabilities = candidates(logits, options)
             drawn = self._random.random() * probabilities.sum()
@@ -67,29 +68,33 @@ class Sampler:
             self._seen.add(token)
         return token
 
-    def _penalised(self, logits: np.ndarray) -> np.ndarray:
+    def _penalised(self, logits: Logits) -> Logits:
         if not self._seen:
             return logits
         ids = np.fromiter(self._seen, dtype=np.int64, count=len(self._seen))
         penalty = np.float32(self._options.repetition_penalty)
-        logits = logits.copy()
-        logits[ids] = np.where(logits[ids] > 0, logits[ids] / penalty, logits[ids] * penalty)
-        return logits
+        values = logits.all().copy()
+        values[ids] = np.where(values[ids] > 0, values[ids] / penalty, values[ids] * penalty)
+        return logits.changed(values)
 
 
-def candidates(logits: np.ndarray, options: Sampling) -> tuple[np.ndarray, np.ndarray]:
+def candidates(logits: Logits, options: Sampling) -> tuple[np.ndarray, np.ndarray]:
     """The tokens that may be drawn, likeliest first (of equals the lower id), and their float64 probabilities among the
-    tokens that top_k left, not summing to 1 once top_p or min_p has cut."""
-    scores = logits.astype(np.float64) / options.temperature
-    ids = np.arange(len(scores))
-    if 0 < options.top_k < len(scores):
-        threshold = np.partition(scores, -options.top_k)[-options.top_k]
-        ids = np.flatnonzero(scores >= threshold)
-    order = np.lexsort((ids, -scores[ids]))
-    ids = ids[order]
-    probabilities = np.exp(scores[ids] - scores[ids[0]])
+    tokens that top_k left, not summing to 1 once top_p or min_p has cut. top_k leaves all equals of the last that it
+    leaves; a logit of -inf makes no candidate. Raises BackendError as `Sampler.choose` does."""
+    n = len(logits)
+    k = min(options.top_k or n, n)
+    looked_at = min(k + 1, n)
+    values, ids = _likeliest(logits, looked_at)
+    while looked_at < n and values[-1] == values[k - 1] > -np.inf:
+        looked_at = min(2 * looked_at, n)
+        values, ids = _likeliest(logits, looked_at)
+    left = int(np.count_nonzero(values > -np.inf))
+    left = int(np.count_nonzero(values >= values[min(k, left) - 1]))
+    ids, scores = ids[:left], values[:left].astype(np.float64) / options.temperature
+    probabilities = np.exp(scores - scores[0])
     probabilities /= probabilities.sum()
-    keep = len(ids)
+    keep = left
     if options.top_p < 1.0:
         keep = min(keep, int(np.searchsorted(np.cumsum(probabilities), options.top_p)) + 1)
     if options.min_p > 0.0:
@@ -97,23 +102,11 @@ def candidates(logits: np.ndarray, options: Sampling) -> tuple[np.ndarray, np.nd
     return ids[:keep], probabilities[:keep]
 
 
-def logprob(logits: np.ndarray, token: int) -> float:
-    """Natural logarithm of the token's probability under the logits (V,) as the model gave them."""
-    scores = logits.astype(np.float64)
-    top = scores.max()
-    return float(scores[token] - top - np.log(np.exp(scores - top).sum()))
-
-
-def top_logprobs(logits: np.ndarray, n: int) -> tuple[tuple[int, float], ...]:
-    """The n likeliest tokens under the logits (V,) with their natural log probabilities, likeliest first."""
-    if n == 0:
-        return ()
-    scores = logits.astype(np.float64)
-    total = np.log(np.exp(scores - scores.max()).sum()) + scores.max()
-    n = min(n, len(scores))
-    ids = np.argpartition(scores, -n)[-n:]
-    ids = ids[np.lexsort((ids, -scores[ids]))]
-    return tuple((int(i), float(scores[i] - total)) for i in ids)
+def _likeliest(logits: Logits, k: int) -> tuple[np.ndarray, np.ndarray]:
+    values, ids = logits.best(k)
+    if not np.isfinite(values[0]):
+        raise BackendError(f"the model's largest logit is {values[0]}; its weights or its input are damaged")
+    return values, ids
 
 
 def _require(name: str, value: object, kind: type, holds: Callable[[Any], bool], what: str) -> None:

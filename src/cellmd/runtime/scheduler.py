@@ -28,6 +28,7 @@ from cellmd.runtime.answering import Answering, Settings
 from cellmd.runtime.batch import Part, Sequence, SoftTokens
 from cellmd.runtime.fair_queue import FairQueue
 from cellmd.runtime.generate import Runner
+from cellmd.runtime.logits import Logits
 from cellmd.runtime.result import Piece, Timings
 from cellmd.runtime.reuse import LEAST_KEPT, EncodedMedia, Slot, choose_slot, common, identity
 from cellmd.runtime.sampler import Sampler
@@ -400,7 +401,7 @@ class Scheduler:
         began = time.perf_counter()
         try:
             logits = self._runner.advance(parts)
-            rows = self._runner.to_numpy(logits) if wanting else np.empty((0, 0), np.float32)
+            rows = self._runner.rows_of(logits)
         except Exception as error:
             self._fail(jobs, error)
             return
@@ -438,7 +439,7 @@ class Scheduler:
                 wanting.append(job)
         return parts, wanting
 
-    def _take(self, job: Job, logits: np.ndarray) -> None:
+    def _take(self, job: Job, logits: Logits) -> None:
         answering = job.answering
         if not answering.n_tokens:
             job.answered = time.perf_counter()
