@@ -22,6 +22,7 @@ constexpr int kTilesOfScratch = 16; // tiles whose scales a product may expand a
 constexpr int kMaxTokenBlock = 8;
 constexpr int kMaxQueryRows = 8;
 constexpr int kMaxMerged = 64;
+constexpr int kMaxCandidates = 16;  // scales that are tried for a group
 constexpr int kLargestBlock = 64;   // numbers of which the largest is looked for at a time
 
 // Activations as int8: x ~ code * scale with one scale for each row and each group of columns, codes in -127..127.
@@ -133,6 +134,41 @@ struct RelativeArgs {
     float cap;
 };
 
+// The least and the largest weight of a group.
+struct EncodeExtremes {
+    float low, high;
+    bool finite;
+};
+
+// One row of weights to be encoded (kernels/encode.inl).
+struct EncodeRowArgs {
+    const void* row;  // k weights, bfloat16 or float32
+    bool bfloat;
+    int k, group, groups;  // columns that share a scale: 32, 64, 128, 256, or k
+    bool int4;
+    // int4: each of these times the widest scale is tried, and a symmetric one; none: the widest is taken.
+    const float* shrinks;
+    int n_shrinks;  // less than kMaxCandidates
+    ScaleType scale_type;
+    // Scratch: weights and codes hold groups * group numbers, a group of k rounded up to 16.
+    float* weights;
+    EncodeExtremes* extremes;
+    float* scales;
+    // Out: the codes, zeros beyond k; the scale of group g at stored[g * stored_stride]; the factor if there is one.
+    int8_t* codes;
+    void* stored;
+    size_t stored_stride;
+    float* row_factor;
+};
+
+// Sums over rows that are encoded one after another, and what was found in them.
+struct EncodeSums {
+    float largest = 0.0f, max_abs = 0.0f;  // magnitudes of weights and of errors
+    double error = 0.0, signal = 0.0;      // squares
+    bool finite = true;                    // else nothing else holds
+    bool in_range = true;                  // every scale is finite
+};
+
 struct KernelTable {
     const char* name;
     int token_block;  // rows of a block of quantised activations
@@ -190,6 +226,9 @@ struct KernelTable {
     // n numbers as stored: Half within the largest finite half, Int8 by the scale it returns (else 1).
     float (*narrow)(const float* x, CacheType, int n, void* out);
     void (*relative)(const RelativeArgs&, int row, int head, float* scores, float* out);
+
+    // ---- encoding (kernels/encode.inl) ----
+    void (*encode_row)(const EncodeRowArgs&, EncodeSums&);
 
     // ---- yardsticks (kernels/yardsticks.inl) ----
     int32_t (*read)(const uint8_t* bytes, size_t n);                // reads n bytes, a multiple of 256

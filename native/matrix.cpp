@@ -13,6 +13,8 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool aligned(const void* p, size_t alignment) { return reinterpret_cast<uintptr_t>(p) % alignment == 0; }
 
+}  // namespace
+
 ScaleType scale_type_of(std::string_view name) {
     if (name == "f16") return ScaleType::Half;
     if (name == "bf16") return ScaleType::BFloat;
@@ -22,8 +24,6 @@ ScaleType scale_type_of(std::string_view name) {
 }
 
 int64_t scale_bytes(ScaleType type) { return type == ScaleType::Float ? 4 : type == ScaleType::Factored ? 1 : 2; }
-
-}  // namespace
 
 Matrix::Matrix(const StoredTensor& stored, std::optional<Clip> clip, std::vector<float> bias) : owner_(stored.owner) {
     constexpr int64_t kMaxSide = std::numeric_limits<int32_t>::max() / 16;

@@ -12,6 +12,10 @@
 
 namespace cellmd {
 
+// "f16", "bf16", "f32" or "i8"; anything else is an ArgumentError.
+ScaleType scale_type_of(std::string_view name);
+int64_t scale_bytes(ScaleType type);
+
 // A stored tensor as `quant/tensor.py` describes it. Bytes are read-only views that `owner` keeps alive.
 struct StoredTensor {
     int64_t n, k;  // all dimensions but the last, the last

@@ -9,6 +9,7 @@
 #include "elementwise.inl"
 #include "vocabulary.inl"
 #include "attention.inl"
+#include "encode.inl"
 #include "yardsticks.inl"
 
 static_assert(kTokenBlock <= kMaxTokenBlock && kQueryRows <= kMaxQueryRows);
@@ -45,6 +46,7 @@ constexpr KernelTable table_named(const char* name) {
             .merge = merge,
             .narrow = narrow,
             .relative = relative,
+            .encode_row = encode_row,
             .read = read,
             .multiply = multiply};
 }

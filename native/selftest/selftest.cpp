@@ -8,6 +8,7 @@
 #include <random>
 
 #include "cache.h"
+#include "encode.h"
 #include "ops.h"
 
 using namespace cellmd;
@@ -110,6 +111,39 @@ void add_products(std::vector<Case>& cases) {
     }
 }
 
+// What is stored of random weights, byte by byte, and the error figures: the same on every instruction set.
+void add_encoding(std::vector<Case>& cases) {
+    for (const bool int4 : {true, false})
+        for (const bool tiled : {true, false})
+            for (const ScaleType type : {ScaleType::Half, ScaleType::BFloat, ScaleType::Float, ScaleType::Factored})
+                for (const int group : {0, 32, 256}) {
+                    const int n = 1 + below(40), k = 1 + below(600);
+                    auto weights = normals(static_cast<size_t>(n) * k);
+                    for (int i = 0; i < k; i++) weights[static_cast<size_t>(i)] = static_cast<float>(below(15) - 7) * 0.25f;  // a grid
+                    const std::string name = std::string("encoding ") + (int4 ? "i4 " : "i8 ") + std::to_string(n) + " x " +
+                                             std::to_string(k) + " in groups of " + std::to_string(group);
+                    cases.push_back({name, 0.0, [=](Context& c) {
+                        const float shrinks[] = {1.0f, 0.9f, 0.8f, 0.7f};
+                        EncodeArgs args{.rows = weights.data(), .bfloat = false, .n = n, .k = k, .int4 = int4, .tiled = tiled,
+                                        .group = group ? group : k, .scale_type = type, .shrinks = shrinks, .n_shrinks = 4,
+                                        .data = nullptr, .scales = nullptr, .row_factors = nullptr};
+                        const EncodedSizes sizes = encoded_sizes(args);
+                        std::vector<uint8_t> data(static_cast<size_t>(sizes.data)), scales(static_cast<size_t>(sizes.scales));
+                        std::vector<float> factors(static_cast<size_t>(sizes.row_factors / 4));
+                        args.data = data.data();
+                        args.scales = scales.data();
+                        args.row_factors = factors.empty() ? nullptr : factors.data();
+                        const EncodeSums sums = encode_rows(c.kernels, args);
+                        std::vector<float> all = {sums.largest, sums.max_abs, static_cast<float>(sums.error),
+                                                  static_cast<float>(sums.signal)};
+                        all.insert(all.end(), data.begin(), data.end());
+                        all.insert(all.end(), scales.begin(), scales.end());
+                        all.insert(all.end(), factors.begin(), factors.end());
+                        return tensor(c, {static_cast<int64_t>(all.size())}, all);
+                    }});
+                }
+}
+
 void add_elements(std::vector<Case>& cases) {
     for (const int d : {1, 16, 31, 300}) {
         const auto x = normals(static_cast<size_t>(6) * d, 3.0f), y = normals(static_cast<size_t>(6) * d), w = normals(static_cast<size_t>(d));
@@ -175,6 +209,7 @@ void add_attention(std::vector<Case>& cases) {
 int main() {
     std::vector<Case> cases;
     add_products(cases);
+    add_encoding(cases);
     add_elements(cases);
     add_attention(cases);
     int passed = 0, failed = 0;

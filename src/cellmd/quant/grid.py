@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from cellmd.quant.sums import lane_sums
+
 _STEPS = range(1, 9)
 """What the code of a group's largest weight can be."""
+
+_HIGH = 7
 
 _TOLERANCE = np.float32(2.0**-6)
 """Relative: bfloat16 rounds the weight by up to 2^-8, and the group's largest, which gives the scale, as much; twice
@@ -23,23 +27,24 @@ _FLOAT16_MAX = np.float32(65504)
 _NEGLIGIBLE = np.float32(2.0**-100)
 """Reciprocals of smaller scales would leave float32; such groups are stored as zeros."""
 
-_FIRST_ROWS = 1
-"""One row tells nearly always: that a whole group lies on a grid by chance does not happen."""
 
+def grid_scales(weights: np.ndarray, extremes: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The scale of each group, and which rows lie on a grid of int4 codes with every group.
 
-def grid_scales(weights: np.ndarray, extremes: tuple[np.ndarray, np.ndarray]) -> np.ndarray | None:
-    """The scale of each group if every group lies on a grid of int4 codes, else None.
-
-    weights: float32 (R, G, g), finite. extremes: least and largest weight of each group (R, G). Returns
-    float32 (R, G), 0 for groups of zeros.
+    weights: float32 (R, G, g), finite. extremes: least and largest weight of each group (R, G). Returns float32 (R, G),
+    0 for groups of zeros, and bool (R,); scales of other rows mean nothing.
     """
-    few = slice(0, _FIRST_ROWS)
-    if len(weights) > _FIRST_ROWS and _scales(weights[few], (extremes[0][few], extremes[1][few])) is None:
-        return None
-    return _scales(weights, extremes)
+    scales = np.zeros(weights.shape[:2], np.float32)
+    # The first group tells nearly always: that one lies on a grid by chance does not happen.
+    on_grid: np.ndarray = np.all(_scales(weights[:, :1], (extremes[0][:, :1], extremes[1][:, :1]))[1], axis=1)
+    if on_grid.any():
+        scales[on_grid], found = _scales(weights[on_grid], (extremes[0][on_grid], extremes[1][on_grid]))
+        on_grid[on_grid] = found.all(axis=1)
+    return scales, on_grid
 
 
-def _scales(weights: np.ndarray, extremes: tuple[np.ndarray, np.ndarray]) -> np.ndarray | None:
+def _scales(weights: np.ndarray, extremes: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Scales float32 (R, G), and bool (R, G): whether a group lies on a grid."""
     least, most = extremes
     largest = np.where(-least > most, least, most)
     found = np.abs(largest) <= _NEGLIGIBLE
@@ -55,8 +60,10 @@ def _scales(weights: np.ndarray, extremes: tuple[np.ndarray, np.ndarray]) -> np.
         steps = weights * inverse[..., None]
         codes = np.rint(steps)
         on_grid = allowed & (np.abs(steps - codes) <= _TOLERANCE * np.abs(codes)).all(axis=-1)
-        energy = np.einsum("rgk,rgk->rg", codes, codes)
-        product = np.einsum("rgk,rgk->rg", weights, codes)
+        on_grid &= (codes <= _HIGH).all(axis=-1)  # of two opposite largest weights, one would be 8
+        if not on_grid.any():
+            continue
+        energy, product = lane_sums(codes * codes), lane_sums(weights * codes)
         quotient = np.divide(product, energy, out=np.zeros_like(product), where=on_grid)
         # Codes with a common divisor lie on a coarser grid too; the scale that was used is a float16.
         as_float16 = np.clip(quotient, -_FLOAT16_MAX, _FLOAT16_MAX).astype(np.float16)
@@ -65,4 +72,4 @@ def _scales(weights: np.ndarray, extremes: tuple[np.ndarray, np.ndarray]) -> np.
         np.copyto(scales, quotient, where=better)
         found |= on_grid
         certain |= on_grid & is_float16
-    return scales if found.all() else None
+    return scales, found

@@ -11,19 +11,18 @@ found as they are (`grid.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from cellmd.quant.grid import grid_scales
+from cellmd.quant.sums import lane_sums
 
 LOW, HIGH = -8, 7
 
-_SHRINKS = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7, 0.62, 0.54)
+_SHRINKS = np.array((1.0, 0.94, 0.88, 0.82, 0.76, 0.7, 0.62, 0.54), np.float32)
 """Candidates for groups of at most 256 columns, as parts of the widest scale. Three times as many gain at most 0.1 dB
 on Gaussian, Laplace and Student t (5 degrees) weights."""
 
-_SHRINKS_OF_LONG_GROUPS = tuple(0.87**i for i in range(12))
+_SHRINKS_OF_LONG_GROUPS = np.array([0.87**i for i in range(12)], np.float32)
 """The longer a group, the further out its largest weight, and the more there is to clip."""
 
 _LONG_GROUP = 256
@@ -41,29 +40,35 @@ def choose_scales(weights: np.ndarray, extremes: tuple[np.ndarray, np.ndarray], 
     widest = np.where(-low > high, low, high) / np.float32(LOW)
     if not search:
         return widest
-    exact = grid_scales(weights, extremes)
-    if exact is not None:
-        return exact
-    best_gain = np.full(low.shape, -1, np.float32)
+    scales, on_grid = grid_scales(weights, extremes)
+    rest = ~on_grid
+    if rest.any():
+        scales[rest] = _searched(weights[rest], widest[rest], np.maximum(-low, high)[rest])
+    return scales
+
+
+def shrinks(group: int) -> np.ndarray:
+    """Parts of the widest scale that are tried for groups of this many columns, float32, in this order."""
+    return _SHRINKS if group <= _LONG_GROUP else _SHRINKS_OF_LONG_GROUPS
+
+
+def _searched(weights: np.ndarray, widest: np.ndarray, largest: np.ndarray) -> np.ndarray:
+    """The scales of least error of groups (R, G, g), of whose widest scales and largest magnitudes (R, G)."""
+    # Weights on a symmetric grid, -7 .. 7, are found as they are by the last candidate.
+    candidates = [*(widest * shrink for shrink in shrinks(weights.shape[-1])), largest / np.float32(HIGH)]
+    best_gain = np.full(widest.shape, -1, np.float32)
     scales = np.zeros_like(widest)
     codes = np.empty_like(weights)
-    for candidate in _candidates(weights.shape[-1], widest, extremes):
+    for candidate in candidates:
         inverse = np.divide(1, candidate, out=np.zeros_like(candidate), where=candidate != 0)
         np.multiply(weights, inverse[..., None], out=codes)
         np.rint(codes, out=codes)
         np.clip(codes, LOW, HIGH, out=codes)
-        product = np.einsum("rgk,rgk->rg", weights, codes)
-        energy = np.maximum(np.einsum("rgk,rgk->rg", codes, codes), 1)  # at least 1 where a code is not 0
+        product = lane_sums(weights * codes)
+        energy = np.maximum(lane_sums(np.square(codes, out=codes)), 1)  # at least 1 where a code is not 0
         quotient = product / energy
         gain = product * quotient
         better = gain > best_gain
         np.copyto(best_gain, gain, where=better)
         np.copyto(scales, quotient, where=better)
     return scales
-
-
-def _candidates(group: int, widest: np.ndarray, extremes: tuple[np.ndarray, np.ndarray]) -> Iterator[np.ndarray]:
-    for shrink in _SHRINKS if group <= _LONG_GROUP else _SHRINKS_OF_LONG_GROUPS:
-        yield widest * np.float32(shrink)
-    # Weights on a symmetric grid, -7 .. 7, are found as they are.
-    yield np.maximum(-extremes[0], extremes[1]) / np.float32(HIGH)
