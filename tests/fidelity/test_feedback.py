@@ -9,7 +9,7 @@ import pytest
 
 from cellmd.errors import CheckpointError
 from cellmd.quant import Coding, codes_of, coding_problem, decode, encode
-from cellmd.quant.feedback import InputMoments, encode_with_feedback
+from cellmd.quant.feedback import InputMoments, _moved, encode_with_feedback
 
 CODINGS = [
     Coding("i4", "tile16", 32, "i8"),
@@ -120,3 +120,16 @@ def test_weights_that_are_not_finite_are_refused(pool: ThreadPoolExecutor) -> No
     weights = np.full((16, 32), np.nan, np.float32)
     with pytest.raises(CheckpointError, match="'w' holds NaN"):
         encode_with_feedback("w", weights, CODINGS[0], InputMoments(32), pool)
+
+
+@pytest.mark.parametrize("n_columns", [8, 24])
+def test_either_way_of_moving_weights_is_its_formula(n_columns: int) -> None:
+    rng = np.random.default_rng(n_columns)
+    weights = rng.standard_normal((16, n_columns)).astype(np.float32)
+    stored = correlated_inputs(rng, 400, n_columns)
+    gram = (stored.T @ stored).astype(np.float64) + np.eye(n_columns)
+    drift = rng.standard_normal((n_columns, n_columns))
+    expected = weights + 0.5 * weights @ drift @ np.linalg.inv(gram)
+    # Sums of n_columns float32 products, and what the condition makes of float64's rounding.
+    tolerance = 2.0**-24 * n_columns * np.abs(expected).max() + 2.0**-52 * np.linalg.cond(gram) * np.abs(drift).max()
+    np.testing.assert_allclose(_moved(weights, gram, drift, 0.5), expected, rtol=0, atol=4 * tolerance)
