@@ -293,9 +293,12 @@ void bind_rows(nb::class_<Context>& c) {
     c.def("add_norm", [](Context& self, const Tensor& x, const Tensor& y, const Tensor& weight, float eps, float scale) {
         unlocked_for(x, [&] { add_norm(self, x, y, {&weight, eps}, scale); });
     });
-    c.def("rope_table", [](Context& self, const Tensor& positions, double base, int64_t rotary_dim, int64_t head_dim) {
-        return unlocked_for(positions, [&] { return rope_table(self, positions, base, rotary_dim, head_dim); });
-    });
+    c.def(
+        "rope_table",
+        [](Context& self, const Tensor& positions, double base, int64_t rotary_dim, int64_t head_dim, double stretch) {
+            return unlocked_for(positions, [&] { return rope_table(self, positions, base, rotary_dim, head_dim, stretch); });
+        },
+        "positions"_a, "base"_a, "rotary_dim"_a, "head_dim"_a, "stretch"_a = 1.0);
     c.def("rope",
           [](Context& self, const Tensor& x, const Tensor* weight, std::optional<float> eps, const Tensor& table) {
               const auto norm = norm_of(weight, eps);

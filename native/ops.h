@@ -30,7 +30,8 @@ void put_rows(Context&, const Tensor& x, const Tensor& rows, const Tensor& value
 Tensor rms_norm(Context&, const Tensor& x, Norm);
 Tensor layer_norm(Context&, const Tensor& x, const Tensor& weight, float eps);
 void add_norm(Context&, const Tensor& x, const Tensor& y, Norm, float scale);
-Tensor rope_table(Context&, const Tensor& positions, double base, int64_t rotary_dim, int64_t head_dim);
+Tensor rope_table(Context&, const Tensor& positions, double base, int64_t rotary_dim, int64_t head_dim,
+                  double stretch = 1.0);
 Tensor rope(Context&, const Tensor& x, std::optional<Norm>, const Tensor& table);
 Tensor rope_2d(Context&, const Tensor& x, std::optional<Norm>, const Tensor& table_x, const Tensor& table_y);
 

@@ -105,15 +105,17 @@ void add_norm(Context& context, const Tensor& x, const Tensor& y, Norm norm, flo
     });
 }
 
-Tensor rope_table(Context& context, const Tensor& positions, double base, int64_t rotary_dim, int64_t head_dim) {
+Tensor rope_table(Context& context, const Tensor& positions, double base, int64_t rotary_dim, int64_t head_dim,
+                  double stretch) {
     require_indices(positions, positions.dims() == 1 ? positions.size(0) : -1, int64_t{1} << 31, "positions");
-    require(base > 0 && rotary_dim >= 0 && rotary_dim % 2 == 0 && rotary_dim <= head_dim, "a rotary table of ", rotary_dim,
-            " of ", head_dim, " channels on base ", base);
+    require(base > 0 && stretch > 0 && rotary_dim >= 0 && rotary_dim % 2 == 0 && rotary_dim <= head_dim,
+            "a rotary table of ", rotary_dim, " of ", head_dim, " channels on base ", base, ", stretched by ", stretch);
     const int64_t half = rotary_dim / 2;
     std::vector<float> frequencies(static_cast<size_t>(half));
     for (int64_t i = 0; i < half; i++) {
         const float exponent = static_cast<float>(2 * i) / static_cast<float>(head_dim);
-        frequencies[static_cast<size_t>(i)] = 1.0f / static_cast<float>(std::pow(base, static_cast<double>(exponent)));
+        const float whole = 1.0f / static_cast<float>(std::pow(base, static_cast<double>(exponent)));
+        frequencies[static_cast<size_t>(i)] = whole / static_cast<float>(stretch);
     }
     Tensor out(*context.memory, {positions.size(0), 2, half});
     context.parallel(positions.size(0), static_cast<double>(half) * 40.0, [&](int64_t begin, int64_t end, int) {

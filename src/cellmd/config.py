@@ -28,6 +28,7 @@ class LayerConfig:
     window: number of last positions a query sees, itself included; 0 sees all.
     kv_source: index of the layer whose keys and values this one reads; its own index if it writes them.
     rotary_dim: how many of head_dim's channels turn; channel i pairs with i + head_dim // 2 for i < rotary_dim // 2.
+    rope_stretch: what all turning frequencies are divided by.
     """
 
     index: int
@@ -38,6 +39,7 @@ class LayerConfig:
     rope_base: float
     rotary_dim: int
     ffn_dim: int
+    rope_stretch: float = 1.0
 
     @property
     def owns_kv(self) -> bool:
@@ -299,8 +301,12 @@ def _gemma3_rope(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
     rope = _section(_section(config, "rope_parameters"), kind)
     scaling = _section(config, "rope_scaling") if kind == FULL else {}
     factor = _number({**rope, **scaling}, "factor", 1.0)
-    _refuse(factor != 1.0, f"stretching RoPE by {factor:g} (rope_scaling of models of 4B and more)")
-    return {"rope_type": "default", "rope_theta": _number(rope, "rope_theta", _number(config, key, base))}
+    rope_type = "linear" if factor != 1.0 else "default"
+    for each in (rope, scaling):  # older files say "type"
+        named = each.get("rope_type", each.get("type", rope_type))
+        _refuse(named not in ("default", "linear"), f"rope_type {_shown(named)} of {kind} layers")
+    theta = _number(rope, "rope_theta", _number(config, key, base))
+    return {"rope_type": rope_type, "rope_theta": theta, "factor": factor}
 
 
 def _layers(config: Mapping[str, Any], last_layer_full: bool) -> tuple[LayerConfig, ...]:
@@ -322,7 +328,7 @@ def _layers(config: Mapping[str, Any], last_layer_full: bool) -> tuple[LayerConf
         kv_source = writers[kind] if shared else i
         if sizes[kv_source] != sizes[i]:
             raise ArgumentError(f"layer {i} reads the keys of layer {kv_source}, whose heads have another size")
-        base, partial = ropes[kind]
+        base, partial, stretch = ropes[kind]
         layers.append(
             LayerConfig(
                 index=i,
@@ -332,6 +338,7 @@ def _layers(config: Mapping[str, Any], last_layer_full: bool) -> tuple[LayerConf
                 kv_source=kv_source,
                 rope_base=base,
                 rotary_dim=2 * int(head_dim * partial // 2),
+                rope_stretch=stretch,
                 ffn_dim=ffn_dim * (2 if shared and config.get("use_double_wide_mlp") else 1),
             )
         )
@@ -379,19 +386,22 @@ def _layer_sizes(config: Mapping[str, Any], types: Sequence[str]) -> list[tuple[
     return sizes
 
 
-def _rope(config: Mapping[str, Any], kind: str) -> tuple[float, float]:
-    """Base and share of channels that turn."""
+def _rope(config: Mapping[str, Any], kind: str) -> tuple[float, float, float]:
+    """Base, share of channels that turn, and what frequencies are divided by."""
     default = {
         SLIDING: {"rope_type": "default", "rope_theta": 10_000.0},
         FULL: {"rope_type": "proportional", "rope_theta": 1_000_000.0, "partial_rotary_factor": 0.25},
     }
     rope = _section(_section(config, "rope_parameters") or default, kind)
     rope_type = rope.get("rope_type")
-    _refuse(rope_type not in ("default", "proportional"), f"rope_type {_shown(rope_type)} of {kind} layers")
+    _refuse(rope_type not in ("default", "linear", "proportional"), f"rope_type {_shown(rope_type)} of {kind} layers")
     base, partial = _number(rope, "rope_theta", 10_000.0), _number(rope, "partial_rotary_factor", 1.0)
-    if base <= 0 or not 0 < partial <= 1:
-        raise ArgumentError(f"rope_parameters of {kind} layers: rope_theta {base}, partial_rotary_factor {partial}")
-    return base, partial
+    stretch = _number(rope, "factor", 1.0) if rope_type == "linear" else 1.0
+    if base <= 0 or not 0 < partial <= 1 or stretch <= 0:
+        raise ArgumentError(
+            f"rope_parameters of {kind} layers: rope_theta {base}, partial_rotary_factor {partial}, factor {stretch}"
+        )
+    return base, partial, stretch
 
 
 # ---- the towers ------------------------------------------------------------------------------------------------------

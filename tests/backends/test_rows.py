@@ -162,11 +162,14 @@ def test_glu(ops: Ops, rng: np.random.Generator) -> None:
 POSITIONS = [0, 1, 2, 511, 4095, 131_071]
 
 
-@pytest.mark.parametrize(("base", "rotary_dim", "head_dim"), [(1e4, 256, 256), (1e6, 128, 512), (100.0, 32, 32)])
-def test_rope_table(ops: Ops, base: float, rotary_dim: int, head_dim: int) -> None:
-    got = ops.to_numpy(ops.rope_table(ops.ints(POSITIONS), base, rotary_dim, head_dim))
+@pytest.mark.parametrize(
+    ("base", "rotary_dim", "head_dim", "stretch"),
+    [(1e4, 256, 256, 1.0), (1e6, 128, 512, 1.0), (100.0, 32, 32, 1.0), (1e6, 256, 256, 8.0), (1e4, 24, 24, 3.0)],
+)
+def test_rope_table(ops: Ops, base: float, rotary_dim: int, head_dim: int, stretch: float) -> None:
+    got = ops.to_numpy(ops.rope_table(ops.ints(POSITIONS), base, rotary_dim, head_dim, stretch))
     exponents = (np.arange(0, rotary_dim, 2) / head_dim).astype(np.float32)
-    frequencies = np.float32(1) / np.power(base, exponents.astype(np.float64)).astype(np.float32)
+    frequencies = np.float32(1) / np.power(base, exponents.astype(np.float64)).astype(np.float32) / np.float32(stretch)
     angles = (np.array(POSITIONS, np.float32)[:, None] * frequencies).astype(np.float64)
     want = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     # A power that another library rounds to the neighbouring float32 moves the angle by one rounding of itself.

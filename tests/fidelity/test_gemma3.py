@@ -12,7 +12,7 @@ import cellmd
 from cellmd.config import ModelConfig
 from cellmd.container import Container
 from cellmd.convert.checkpoint import Checkpoint
-from cellmd.errors import CheckpointError, UnsupportedModelError
+from cellmd.errors import ArgumentError, CheckpointError, UnsupportedModelError
 from cellmd.processors.features import Prompt
 from cellmd.quant import decode
 from gemma3_checkpoint import CONFIG, make_gemma3, make_gguf, random_weights
@@ -31,6 +31,15 @@ def test_the_facts_of_the_family() -> None:
     assert text.query_scale == 40**-0.5
 
 
+@pytest.mark.parametrize("key", ["rope_type", "type"])
+def test_global_layers_of_large_models_turn_slower(key: str) -> None:
+    text = ModelConfig.from_dict({**CONFIG, "rope_scaling": {key: "linear", "factor": 8.0}}).text
+    assert [layer.rope_stretch for layer in text.layers] == [1.0, 1.0, 8.0, 1.0]
+    for factor in (0, -8.0):
+        with pytest.raises(ArgumentError, match="factor"):
+            ModelConfig.from_dict({**CONFIG, "rope_scaling": {key: "linear", "factor": factor}})
+
+
 def test_keys_of_recent_transformers_mean_the_same() -> None:
     old = {key: value for key, value in CONFIG.items() if not key.startswith("rope") and "pattern" not in key}
     new = {
@@ -42,12 +51,15 @@ def test_keys_of_recent_transformers_mean_the_same() -> None:
         },
     }
     assert ModelConfig.from_dict(new) == ModelConfig.from_dict(CONFIG)
+    new["rope_parameters"]["full_attention"] |= {"rope_type": "linear", "factor": 8.0}
+    scaled = {**CONFIG, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    assert ModelConfig.from_dict(new) == ModelConfig.from_dict(scaled)
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"rope_scaling": {"rope_type": "linear", "factor": 8.0}}, "stretching RoPE by 8"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 8.0}}, "rope_type 'yarn' of full_attention layers"),
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
         ({"use_bidirectional_attention": True}, "bidirectional"),
     ],
@@ -103,7 +115,14 @@ def test_a_broken_gguf_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.reference
-@pytest.mark.parametrize("config", [{}, {"head_dim": 16, "num_attention_heads": 2, "final_logit_softcapping": 9.0}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"head_dim": 16, "num_attention_heads": 2, "final_logit_softcapping": 9.0},
+        {"rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+    ],
+)
 def test_logits_are_those_of_the_reference(tmp_path: Path, config: dict[str, object]) -> None:
     import torch
     import transformers

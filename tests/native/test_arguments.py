@@ -68,6 +68,7 @@ CALLS: list[tuple[str, Callable[[CpuOps], object]]] = [
     ("table of odd width", lambda o: o.rope_table(o.ints([0]), 1e4, 7, 8)),
     ("table wider than heads", lambda o: o.rope_table(o.ints([0]), 1e4, 16, 8)),
     ("negative position", lambda o: o.rope_table(o.ints([-1]), 1e4, 8, 8)),
+    ("table stretched to nothing", lambda o: o.rope_table(o.ints([0]), 1e4, 8, 8, 0.0)),
     ("rope rows", lambda o: o.rope(o.zeros((3, 2, 8)), o.zeros((2, 2, 4)))),
     ("rope width", lambda o: o.rope(o.zeros((3, 2, 8)), o.zeros((3, 2, 5)))),
     ("rope_2d width", lambda o: o.rope_2d(o.zeros((3, 2, 8)), o.zeros((3, 2, 2)), o.zeros((3, 2, 3)))),

@@ -216,10 +216,13 @@ class Ops(ABC):
     # ---- positions and attention ----------------------------------------------------------------------------------
 
     @abstractmethod
-    def rope_table(self, positions: Tensor, base: float, rotary_dim: int, head_dim: int) -> Tensor:
+    def rope_table(
+        self, positions: Tensor, base: float, rotary_dim: int, head_dim: int, stretch: float = 1.0
+    ) -> Tensor:
         """cos (index 0) and sin (index 1) of the angles position * f_i, i < rotary_dim / 2: (N, 2, rotary_dim / 2),
-        float32. f_i = 1 / base^(2 i / head_dim): exponent, power and reciprocal are each rounded to float32, and so is
-        the angle, as the reference implementation rounds; far positions would otherwise turn by visibly other angles.
+        float32. f_i = 1 / base^(2 i / head_dim) / stretch: exponent, power, reciprocal and quotient are each rounded to
+        float32, and so is the angle, as the reference implementation rounds; far positions would otherwise turn by
+        visibly other angles.
         positions int32 (N,)."""
 
     @abstractmethod

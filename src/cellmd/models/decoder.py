@@ -249,9 +249,9 @@ _CUT = 16
 """A matrix is cut at multiples of this many outputs (`Ops.rows_of`)."""
 
 
-def _turn(layer: LayerConfig) -> tuple[float, int, int]:
+def _turn(layer: LayerConfig) -> tuple[float, int, int, float]:
     """Arguments of `Ops.rope_table` for a layer."""
-    return layer.rope_base, layer.rotary_dim, layer.head_dim
+    return layer.rope_base, layer.rotary_dim, layer.head_dim, layer.rope_stretch
 
 
 def _bind(config: TextConfig, layer: LayerConfig, turn: int, weights: Weights) -> _Block:

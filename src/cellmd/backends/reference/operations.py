@@ -136,10 +136,12 @@ class ReferenceOps(Ops):
 
     # ---- positions and attention ----------------------------------------------------------------------------------
 
-    def rope_table(self, positions: Tensor, base: float, rotary_dim: int, head_dim: int) -> Tensor:
+    def rope_table(
+        self, positions: Tensor, base: float, rotary_dim: int, head_dim: int, stretch: float = 1.0
+    ) -> Tensor:
         exponents = np.arange(0, rotary_dim, 2, dtype=F32) / F32(head_dim)
         powers = np.power(np.float64(base), exponents.astype(np.float64)).astype(F32)
-        angles = positions.astype(F32)[:, None] * (F32(1) / powers)
+        angles = positions.astype(F32)[:, None] * (F32(1) / powers / F32(stretch))
         return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
     def rope(self, x: Tensor, table: Tensor) -> Tensor:
