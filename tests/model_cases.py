@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,10 @@ import numpy as np
 import cellmd
 from cellmd.api import Model
 from cellmd.backends.ops import Tensor
+from cellmd.errors import CellmdError
 from cellmd.processors.features import AudioFeatures, ImageFeatures, MediaSpan, Prompt
 from cellmd.runtime.batch import Part
+from cellmd.runtime.result import Piece
 from checkpoints import make_checkpoint
 
 
@@ -96,7 +100,8 @@ def decoder_borders(model: Model, prompt: Prompt) -> dict[str, np.ndarray]:
 
 def soft_tokens(model: Model, prompt: Prompt) -> list[np.ndarray]:
     """What the towers make of each medium of a prompt."""
-    return [np.array(span.values) for span in model._runner.encode(prompt.media)[0]]
+    runner = model._runner
+    return [runner.to_numpy(span.values) for span in runner.encode(prompt.media)[0]]
 
 
 def step_logits(model: Model, prompt: Prompt, answer: list[int]) -> np.ndarray:
@@ -108,3 +113,24 @@ def step_logits(model: Model, prompt: Prompt, answer: list[int]) -> np.ndarray:
         sequence.token_ids.append(token)
         steps.append(runner.step(sequence).all())
     return np.stack(steps)
+
+
+def answer_together(model: Model, prompts: list[Prompt], max_tokens: int) -> list[list[int]]:
+    """What greedy sampling makes of prompts that a scheduler runs at the same time."""
+    answers: list[list[int]] = [[] for _ in prompts]
+    ended = threading.Semaphore(0)
+
+    def deliver(index: int, what: Piece | CellmdError) -> None:
+        if isinstance(what, Piece):
+            answers[index] += what.token_ids
+        if isinstance(what, CellmdError) or what.finish_reason is not None:
+            ended.release()
+
+    requests = [model.request(prompt, temperature=0, max_tokens=max_tokens) for prompt in prompts]
+    scheduler = model.scheduler(len(prompts))
+    for index, request in enumerate(requests):
+        scheduler.submit(request, partial(deliver, index))
+    for _ in prompts:
+        ended.acquire()
+    scheduler.close()
+    return answers

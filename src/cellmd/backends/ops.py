@@ -66,6 +66,10 @@ class Ops(ABC):
         """Memory that caches may still take, where it is not the host's; None where it is."""
         return None
 
+    def peak_bytes(self) -> int | None:
+        """The most memory taken so far, where it is not the host's; None where it is."""
+        return None
+
     @abstractmethod
     def begin(self) -> None:
         """Start a forward pass: results of the previous one may be overwritten from here on."""

@@ -26,12 +26,12 @@ from cellmd.processors.config import ProcessorConfig
 from cellmd.processors.image import image_features
 from cellmd.processors.prompt import Processor
 from cellmd.quant import PackedTensor
+from cellmd.runtime.batch import Part
 from cellmd.runtime.batch import Sequence as Running
 from cellmd.runtime.generate import Runner
 from cellmd.runtime.kv_cache import KvCache
 
 _DECODER = "model.language_model."
-_CHUNK = 512
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,17 @@ class Decode:
 
 
 @dataclass(frozen=True)
+class Streams:
+    """So many sequences at once, each after a prompt of `context` tokens: median milliseconds of a step of all of them,
+    tokens a second of all together."""
+
+    streams: int
+    context: int
+    ms: float
+    tokens_per_s: float
+
+
+@dataclass(frozen=True)
 class Encode:
     """A picture or sound: median milliseconds of features and encoder, and the soft tokens that come of it."""
 
@@ -99,19 +110,23 @@ class Encode:
 
 @dataclass(frozen=True)
 class Figures:
-    """Everything measured. load_ms: from the path to bound weights. peak_rss_bytes: of this process so far."""
+    """Everything measured. load_ms: from the path to bound weights; first_token_ms: to the first token after the first
+    prompt. peak_rss_bytes, private_bytes, device_bytes: of text alone; the last is None where there is no device."""
 
     file: str
     backend: str
     threads: int | None
     load_ms: float
+    first_token_ms: float
     work: Work
     ceilings: Ceilings | None
     prefill: tuple[Prefill, ...]
     decode: tuple[Decode, ...]
+    streams: tuple[Streams, ...]
     encode: tuple[Encode, ...]
     peak_rss_bytes: int | None
     private_bytes: int | None
+    device_bytes: int | None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -125,11 +140,14 @@ def benchmark(
     prompts: Sequence[int] = (512,),
     n_tokens: int = 32,
     repeat: int = 3,
+    streams: Sequence[int] = (),
     image_size: tuple[int, int] | None = None,
     audio_s: float | None = None,
 ) -> Figures:
-    """Measure a file. prompts: lengths; after each, n_tokens decoding steps. image_size: height, width in pixels."""
-    for name, value in (("prompt", min(prompts, default=0)), ("tokens", n_tokens), ("repeat", repeat)):
+    """Measure a file. prompts: lengths; after each, n_tokens decoding steps. streams: how many sequences at once, after
+    the first of the prompts. image_size: height, width in pixels."""
+    least = ("prompt", min(prompts, default=0)), ("streams", min(streams, default=1))
+    for name, value in (*least, ("tokens", n_tokens), ("repeat", repeat)):
         if value < 1:
             raise ArgumentError(f"{name} must be at least 1, found {value}")
     began = time.perf_counter()
@@ -139,17 +157,20 @@ def benchmark(
         model = Gemma4(ops, config, container.tensors)
         load_ms = _ms_since(began)
         work = Work.of(container.tensors, config.text)
-        cache = KvCache(ops, config.text, n_slots=1, context=max(prompts) + n_tokens + 1, chunk=_CHUNK)
-        runner = Runner(model, cache)
+        context = max(prompts) + n_tokens + 1
+        runner = Runner(model, KvCache(ops, config.text, n_slots=1, context=context, chunk=ops.prompt_rows))
         rng = np.random.default_rng(0)
+        runner.prefill(Running(0, _random_tokens(runner, prompts[0], rng))).best(1)
+        first_token_ms = _ms_since(began)
         _text(runner, max(prompts), n_tokens, rng)  # warms caches, and shows the memory of text alone
-        peak_rss, private = _peak_rss_bytes(), _private_bytes()
+        peak_rss, private, on_device = _peak_rss_bytes(), _private_bytes(), ops.peak_bytes()
         # What a machine can do changes with its neighbours: each run is held against ceilings measured right before it.
         runs = [
             _Run(length, ops.ceilings(), *_text(runner, length, n_tokens, rng))
             for length in prompts
             for _ in range(repeat)
         ]
+        together = tuple(_streams(model, n, prompts[0], n_tokens, repeat, rng) for n in streams)
         encode = []
         if image_size is not None:
             encode.append(_image(model, _front_ends(container, config), image_size, repeat, rng))
@@ -160,13 +181,16 @@ def benchmark(
             backend=ops.name,
             threads=threads,
             load_ms=load_ms,
+            first_token_ms=first_token_ms,
             work=work,
             ceilings=_median_ceilings(runs),
             prefill=tuple(_prefill([run for run in runs if run.length == length], work) for length in prompts),
             decode=tuple(_decode([run for run in runs if run.length == length], work) for length in prompts),
+            streams=together,
             encode=tuple(encode),
             peak_rss_bytes=peak_rss,
             private_bytes=private,
+            device_bytes=on_device,
         )
 
 
@@ -181,13 +205,42 @@ class _Run(NamedTuple):
 
 def _text(runner: Runner, length: int, n_tokens: int, rng: np.random.Generator) -> tuple[float, float]:
     """Milliseconds of a prompt of random tokens, and the median of the decoding steps after it."""
-    vocab_size = runner.model.config.text.vocab_size
-    sequence = Running(0, [int(token) for token in rng.integers(0, vocab_size, length)])
-    prompt_ms, step_ms = _timed_ms(runner.prefill, sequence), []
-    for token in rng.integers(0, vocab_size, n_tokens):
-        sequence.token_ids.append(int(token))
-        step_ms.append(_timed_ms(runner.step, sequence))
+    sequence = Running(0, _random_tokens(runner, length, rng))
+    prompt_ms, step_ms = _timed_ms(lambda: runner.prefill(sequence).best(1)), []
+    for token in _random_tokens(runner, n_tokens, rng):
+        sequence.token_ids.append(token)
+        step_ms.append(_timed_ms(lambda: runner.step(sequence).best(1)))
     return prompt_ms, statistics.median(step_ms)
+
+
+def _streams(
+    model: Gemma4, n_streams: int, length: int, n_tokens: int, repeat: int, rng: np.random.Generator
+) -> Streams:
+    """Sequences with the same prompt that go on with tokens of their own."""
+    ops, text = model.ops, model.config.text
+    context = length + repeat * n_tokens + 1
+    runner = Runner(model, KvCache(ops, text, n_slots=n_streams, context=context, chunk=ops.prompt_rows))
+    first = Running(0, _random_tokens(runner, length, rng))
+    runner.prefill(first)
+    running = [Running(slot, list(first.token_ids), n_done=length) for slot in range(n_streams)]
+    for sequence in running[1:]:
+        runner.copy_slot(0, sequence.slot, length)
+    parts = [Part(sequence, 1, 1) for sequence in running]
+
+    def step() -> None:
+        for sequence, token in zip(running, _random_tokens(runner, n_streams, rng), strict=True):
+            sequence.token_ids.append(token)
+        for logits in runner.rows_of(runner.advance(parts)):
+            logits.best(1)
+
+    step()
+    ms = statistics.median(_timed_ms(step) for _ in range(repeat * n_tokens - 1))
+    return Streams(n_streams, length, ms, n_streams / ms * 1e3)
+
+
+def _random_tokens(runner: Runner, n: int, rng: np.random.Generator) -> list[int]:
+    tokens: list[int] = rng.integers(0, runner.model.config.text.vocab_size, n).tolist()
+    return tokens
 
 
 def _median_ceilings(runs: Sequence[_Run]) -> Ceilings | None:
@@ -221,7 +274,7 @@ def _image(
     return Encode(
         f"image {size[0]}x{size[1]}",
         statistics.median(_timed_ms(image_features, pixels, front_ends.image) for _ in range(repeat)),
-        statistics.median(_timed_ms(model.encode_image, features) for _ in range(repeat)),
+        _median_to_host(model, lambda: model.encode_image(features), repeat),
         features.n_soft_tokens,
     )
 
@@ -233,9 +286,15 @@ def _audio(model: Gemma4, front_ends: ProcessorConfig, seconds: float, repeat: i
     return Encode(
         f"audio {seconds:g} s",
         statistics.median(_timed_ms(audio_features, waveform, front_ends.audio) for _ in range(repeat)),
-        statistics.median(_timed_ms(model.encode_audio, features) for _ in range(repeat)),
+        _median_to_host(model, lambda: model.encode_audio(features), repeat),
         features.n_soft_tokens,
     )
+
+
+def _median_to_host(model: Gemma4, encode: Callable[[], Any], repeat: int) -> float:
+    """Median milliseconds until the soft tokens are on the host, after one run that warms up."""
+    model.ops.to_numpy(encode())
+    return statistics.median(_timed_ms(lambda: model.ops.to_numpy(encode())) for _ in range(repeat))
 
 
 def _front_ends(container: Container, config: ModelConfig) -> ProcessorConfig:

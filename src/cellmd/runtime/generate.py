@@ -10,6 +10,7 @@ import numpy as np
 
 from cellmd.backends.ops import Tensor
 from cellmd.errors import ArgumentError, PromptError
+from cellmd.models.decoder import Batch
 from cellmd.models.gemma4 import Gemma4
 from cellmd.models.observe import Observe, ignore
 from cellmd.processors.features import AudioFeatures, MediaSpan, Prompt
@@ -72,11 +73,20 @@ class Runner:
     def advance(self, parts: Listed[Part], observe: Observe = ignore) -> Tensor | None:
         """One forward pass over the parts; logits (R, V) of the wanted rows. The sequences move on."""
         batch = pack(self._ops, parts, self._pad_id, self._placeholders)
-        logits = self.model.forward(batch, self.cache.layers, observe)
+        self.cache.reserve(max(part.sequence.n_done + part.n_rows for part in parts))
+        if batch.n_rows == batch.n_wanted == len(parts) and not batch.soft and observe is ignore:
+            logits = self._ops.replay(self.cache, self._step, (batch.ids, batch.positions, batch.slots))
+        else:
+            logits = self.model.forward(batch, self.cache.layers, observe)
         for part in parts:
             part.sequence.n_done += part.n_rows
             self.cache.note_written(part.sequence.slot, part.sequence.n_done)
         return logits
+
+    def _step(self, ids: Tensor, positions: Tensor, slots: Tensor) -> Tensor | None:
+        """One row of each of several sequences; logits (N, V)."""
+        n_rows = ids.shape[0]
+        return self.model.forward(Batch(ids, positions, slots, n_rows, n_rows), self.cache.layers)
 
     def prefill(self, sequence: Sequence) -> Logits:
         """Run all that is pending, in chunks; the logits of the last token."""

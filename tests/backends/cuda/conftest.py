@@ -7,7 +7,11 @@ from importlib.util import find_spec
 
 import pytest
 
+from cellmd.backends.cuda import likely
+
 collect_ignore = [] if find_spec("torch") else ["test_model.py", "test_attention.py"]
+if not likely():
+    collect_ignore.append("test_on_gpu.py")
 
 
 @pytest.fixture(autouse=True)

@@ -64,9 +64,7 @@ def test_many_at_once_answer_as_alone(tmp_path: Path) -> None:
     path = model_cases.build(tmp_path, "deep_shared", "aggressive")
     prompts = [model_cases.text_prompt(n, seed=n) for n in (5, 70, 33)]
     with Model(Container.open(path), TorchOps()) as model:
-        alone = [model.generate(prompt, temperature=0, max_tokens=8).token_ids for prompt in prompts]
-        scheduler = model.scheduler(3)
-        streams = [scheduler.stream(model.request(prompt, temperature=0, max_tokens=8)) for prompt in prompts]
-        together = [[token for piece in stream for token in piece.token_ids] for stream in streams]
-    assert [list(answer) for answer in alone] == together
+        alone = [list(model.generate(prompt, temperature=0, max_tokens=8).token_ids) for prompt in prompts]
+        together = model_cases.answer_together(model, prompts, max_tokens=8)
+    assert together == alone
     assert np.unique(np.concatenate(together)).size > 3

@@ -65,6 +65,9 @@ class CudaOps(TorchOps):
         idle = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         return int(torch.cuda.mem_get_info(self.device)[0] + idle)
 
+    def peak_bytes(self) -> int:
+        return int(torch.cuda.max_memory_reserved(self.device))
+
     # ---- steps that come again --------------------------------------------------------------------------------------
 
     def replay(self, key: object, function: Callable[..., Any], inputs: Sequence[Ints]) -> Any:

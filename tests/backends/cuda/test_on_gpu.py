@@ -1,0 +1,280 @@
+"""Operations and whole models on the GPU itself, where there is one.
+
+An operation is judged by what its precision costs anyway: the reference backend on inputs and weights rounded to
+bfloat16 has an error, and the GPU may err twice as much. What multiplies no matrices is float32 and held to that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cellmd
+import model_cases
+from cellmd.backends import create
+from cellmd.backends.ops import Ops
+from cellmd.backends.reference.operations import ReferenceOps
+from cellmd.config import ModelConfig
+from cellmd.container import Container
+from cellmd.models.gemma4 import Gemma4
+from cellmd.quant.decode import decode
+from cellmd.quant.encode import encode
+from cellmd.quant.floats import bf16_to_f32, f32_to_bf16
+from cellmd.quant.tensor import Coding, PackedTensor
+from cellmd.runtime.batch import Part, Sequence
+from cellmd.runtime.generate import Runner
+from cellmd.runtime.kv_cache import KvCache
+from naive_ops import packed
+from transformers_model import row_errors
+
+pytestmark = pytest.mark.reference
+
+Rounding = Callable[[np.ndarray], np.ndarray]
+Case = Callable[[Ops, np.random.Generator, Rounding], Any]
+"""Runs operations on numbers from the generator that went through the rounding; gives a tensor."""
+
+FLOAT32 = 2e-6
+"""What float32 itself may cost, of the size of a result."""
+
+
+@pytest.fixture(scope="module")
+def gpu() -> Ops:
+    return create("cuda")
+
+
+def nearest_bf16(x: np.ndarray) -> np.ndarray:
+    return bf16_to_f32(f32_to_bf16(x))
+
+
+def as_it_is(x: np.ndarray) -> np.ndarray:
+    return x
+
+
+def error(got: np.ndarray, want: np.ndarray) -> float:
+    assert got.shape == want.shape
+    assert np.isfinite(got).all()
+    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+
+
+def judge(gpu: Ops, case: Case, seed: int = 0) -> None:
+    def run(ops: Ops, rounding: Rounding) -> np.ndarray:
+        ops.begin()
+        return np.asarray(ops.to_numpy(case(ops, np.random.default_rng(seed), rounding)), np.float64)
+
+    reference = ReferenceOps()
+    want = run(reference, as_it_is)
+    allowed = 2 * error(run(reference, nearest_bf16), want) + FLOAT32
+    assert error(run(gpu, as_it_is), want) <= allowed
+
+
+def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+def weight(rng: np.random.Generator, shape: tuple[int, int], coding: Coding, rounding: Rounding) -> PackedTensor:
+    stored = encode("w", normal(rng, *shape) / np.float32(shape[1] ** 0.5), coding)
+    return stored if rounding is as_it_is else packed(rounding(decode(stored)))
+
+
+I4, QAT, I8 = Coding("i4", "tile16", 128, "i8"), Coding("i4", "tile16", 32, "f16"), Coding("i8", "tile16", 64, "i8")
+CODINGS = [I4, QAT, Coding("i4", "tile16", 0, "f16"), Coding("i4", "row", 0, "f16"), I8, Coding("bf16"), Coding("f16")]
+ROWS = [1, 2, 3, 8, 17, 64, 65, 300]
+
+
+@pytest.mark.parametrize("coding", CODINGS, ids=str)
+@pytest.mark.parametrize("n", ROWS)
+@pytest.mark.parametrize(("m", "k"), [(256, 1536), (1536, 6144), (52, 40), (2048, 300)])
+def test_linear(gpu: Ops, coding: Coding, n: int, m: int, k: int) -> None:
+    def case(ops: Ops, rng: np.random.Generator, rounding: Rounding) -> Any:
+        matrix = ops.matrix(weight(rng, (m, k), coding, rounding))
+        return ops.linear(ops.floats(rounding(normal(rng, n, k))), matrix)
+
+    judge(gpu, case)
+
+
+@pytest.mark.parametrize("coding", [I4, QAT, I8, Coding("bf16")], ids=str)
+@pytest.mark.parametrize("n", ROWS)
+def test_fused_products(gpu: Ops, coding: Coding, n: int) -> None:
+    for which in ("first", "last", "geglu", "clip"):
+
+        def case(ops: Ops, rng: np.random.Generator, rounding: Rounding, which: str = which) -> Any:
+            x, norm = normal(rng, n, 1536), ops.array(packed(1 + 0.1 * normal(rng, 1536)))
+            clip = (-1.0, 1.5, -0.5, 0.75) if which == "clip" else None
+            shapes = [(512, 1536), (256, 1536), (256, 1536)]
+            matrices = [ops.matrix(weight(rng, shape, coding, rounding), clip=clip) for shape in shapes]
+            if which == "geglu":
+                return ops.norm_geglu(ops.floats(x), norm, 1e-6, *matrices[1:])
+            if which == "clip":
+                return ops.linears(ops.floats(rounding(x)), matrices)[1]
+            normed = ReferenceOps().rms_norm(x, np.asarray(ops.to_numpy(norm)), 1e-6)
+            if rounding is as_it_is:
+                return ops.norm_linears(ops.floats(x), norm, 1e-6, matrices)[0 if which == "first" else 2]
+            return ops.linears(ops.floats(rounding(normed)), matrices)[0 if which == "first" else 2]
+
+        judge(gpu, case)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(8, 1, 256), (8, 1, 512), (6, 2, 64)])
+@pytest.mark.parametrize("window", [0, 100, 512])
+@pytest.mark.parametrize("rows", ["prompt", "steps", "mixed"])
+def test_causal_attention(gpu: Ops, heads: int, kv_heads: int, width: int, window: int, rows: str) -> None:
+    n_slots, lengths = 3, (700, 1, 333)
+
+    def case(ops: Ops, rng: np.random.Generator, rounding: Rounding) -> Any:
+        cache = ops.new_cache(n_slots, window + 699 if window else 900, kv_heads, width)
+        for slot, n in enumerate(lengths):
+            k, v = (ops.floats(rounding(normal(rng, n, kv_heads, width))) for _ in range(2))
+            ops.append_(cache, k, v, ops.ints([slot] * n), ops.ints(range(n)))
+        last = [(slot, n - 1) for slot, n in enumerate(lengths)]
+        prompt = [(0, position) for position in range(300, 700)]
+        chosen = {"prompt": prompt, "steps": last, "mixed": [*last[1:], *prompt]}[rows]
+        slots, positions = (ops.ints(column) for column in zip(*chosen, strict=True))
+        q = rounding(normal(rng, len(chosen), heads, width) * np.float32(2 / width**0.5))
+        return ops.attention(ops.floats(q), cache, slots, positions, window)
+
+    judge(gpu, case)
+
+
+@pytest.mark.parametrize("n", [1, 5, 64, 300])
+def test_keys_and_values_are_normed_turned_and_kept(gpu: Ops, n: int) -> None:
+    def case(ops: Ops, rng: np.random.Generator, rounding: Rounding) -> Any:
+        k, v, q = normal(rng, n, 1, 256), normal(rng, n, 1, 256), normal(rng, n, 8, 256) / 8
+        norm, positions = ops.array(packed(1 + 0.1 * normal(rng, 256))), ops.ints(range(n))
+        table = ops.rope_table(positions, 1e4, 256, 256)
+        cache, slots = ops.new_cache(1, 600, 1, 256), ops.ints([0] * n)
+        if rounding is as_it_is:
+            ops.append_normed_(cache, ops.floats(k), ops.floats(v), norm, 1e-6, table, slots, positions)
+        else:
+            keys = ops.to_numpy(ops.norm_rope(ops.floats(k), norm, 1e-6, table))
+            values = ops.to_numpy(ops.rms_norm(ops.floats(v), None, 1e-6))
+            ops.append_(cache, ops.floats(rounding(keys)), ops.floats(rounding(values)), slots, positions)
+        turned = ops.norm_rope(ops.floats(q), norm, 1e-6, table)
+        return ops.attention(ops.floats(rounding(ops.to_numpy(turned))), cache, slots, positions, 0)
+
+    judge(gpu, case)
+
+
+def test_attention_of_the_towers(gpu: Ops) -> None:
+    def seeing_all(ops: Ops, rng: np.random.Generator, rounding: Rounding) -> Any:
+        return ops.attention_bidirectional(*(ops.floats(rounding(normal(rng, 500, 12, 64) / 2)) for _ in range(3)))
+
+    def near(ops: Ops, rng: np.random.Generator, rounding: Rounding) -> Any:
+        q, k, v, r = (ops.floats(rounding(normal(rng, n, 8, 128) / 4)) for n in (75, 75, 75, 13))
+        return ops.attention_relative(q, k, v, r, past=12, future=0, cap=50.0)
+
+    judge(gpu, seeing_all)
+    judge(gpu, near)
+
+
+def numbers(ops: Ops, rng: np.random.Generator, *shapes: tuple[int, ...]) -> list[Any]:
+    return [ops.floats(normal(rng, *shape)) for shape in shapes]
+
+
+FLOAT32_CASES: dict[str, Case] = {
+    "rms_norm": lambda ops, rng, _: ops.rms_norm(*numbers(ops, rng, (70, 1536), (1536,)), 1e-6),
+    "rms_norm of heads": lambda ops, rng, _: ops.rms_norm(ops.floats(normal(rng, 7, 3, 256)), None, 1e-6),
+    "layer_norm": lambda ops, rng, _: ops.layer_norm(*numbers(ops, rng, (70, 128), (128,)), 1e-6),
+    "add_norm": lambda ops, rng, _: ops.add_norm_(*numbers(ops, rng, (9, 1536), (9, 1536), (1536,)), 1e-6, 0.7),
+    "norm_rope": lambda ops, rng, _: ops.norm_rope(
+        *numbers(ops, rng, (9, 8, 512), (512,)), 1e-6, ops.rope_table(ops.ints(range(0, 90_000, 10_000)), 1e6, 128, 512)
+    ),
+    "rope_2d": lambda ops, rng, _: ops.rope_2d(
+        ops.floats(normal(rng, 9, 12, 64)),
+        ops.rope_table(ops.ints(range(9)), 100.0, 32, 32),
+        ops.rope_table(ops.ints(range(20, 29)), 100.0, 32, 32),
+    ),
+    "geglu": lambda ops, rng, _: ops.geglu(
+        ops.floats(normal(rng, 9, 256)), ops.columns(ops.floats(normal(rng, 9, 700)), 256, 512)
+    ),
+    "glu": lambda ops, rng, _: ops.glu(ops.floats(normal(rng, 9, 256))),
+    "silu": lambda ops, rng, _: ops.silu(ops.floats(normal(rng, 9, 256))),
+    "softcap": lambda ops, rng, _: ops.softcap_(ops.floats(20 * normal(rng, 2, 5000)), 30.0),
+    "depthwise_conv1d": lambda ops, rng, _: ops.depthwise_conv1d(*numbers(ops, rng, (75, 1024), (1024, 5))),
+    "pool_patches": lambda ops, rng, _: ops.pool_patches(ops.floats(normal(rng, 48 * 48, 96)), 48, 3),
+    "log_sum_exp": lambda ops, rng, _: ops.log_sum_exp(ops.floats(normal(rng, 3, 262_144))),
+    "top_k": lambda ops, rng, _: ops.top_k(ops.floats(np.round(normal(rng, 3, 262_144), 2)), 65)[0],
+    "top_k columns": lambda ops, rng, _: ops.top_k(ops.floats(np.round(normal(rng, 3, 262_144), 2)), 65)[1],
+    "embed of a matrix": lambda ops, rng, _: ops.embed(
+        ops.matrix(encode("w", normal(rng, 96, 512), QAT)), ops.ints([95, 0, 3, 3]), 39.2
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FLOAT32_CASES)
+def test_float32(gpu: Ops, name: str) -> None:
+    case = FLOAT32_CASES[name]
+    got, want = (
+        np.asarray(ops.to_numpy(case(ops, np.random.default_rng(1), as_it_is)), np.float64)
+        for ops in (gpu, ReferenceOps())
+    )
+    assert error(got, want) <= FLOAT32
+
+
+@pytest.mark.parametrize(
+    "coding", [Coding("i4", "row", 256, "i8"), Coding("i4", "row", 32, "f16"), Coding("bf16")], ids=str
+)
+def test_tables_on_the_host(gpu: Ops, coding: Coding) -> None:
+    """Looked up through the bus: the numbers themselves, no rounding but that of the scale."""
+    stored = encode("t", normal(np.random.default_rng(0), 500, 1024), coding)
+    ids = [499, 0, 7, 7, 250]
+    got = gpu.to_numpy(gpu.embed(gpu.table(stored), gpu.ints(ids), 16.0, 256, 1024))
+    assert error(got, decode(stored)[ids, 256:] * 16) <= FLOAT32
+
+
+def test_convolution(gpu: Ops) -> None:
+    for channels_in, channels_out in ((1, 128), (128, 32)):
+
+        def case(
+            ops: Ops, rng: np.random.Generator, rounding: Rounding, shape: tuple[int, int] = (channels_in, channels_out)
+        ) -> Any:
+            kernel = rounding(normal(rng, shape[1], shape[0], 3, 3))
+            return ops.reshape(
+                ops.conv2d(ops.floats(rounding(normal(rng, 31, 64, shape[0]))), ops.floats(kernel)), (-1,)
+            )
+
+        judge(gpu, case)
+
+
+@pytest.fixture(scope="module")
+def container(tmp_path_factory: pytest.TempPathFactory) -> Container:
+    return Container.open(model_cases.build(tmp_path_factory.mktemp("model"), "deep_shared", "qat"))
+
+
+def runner(ops: Ops, container: Container, n_slots: int) -> Runner:
+    config = ModelConfig.from_dict(container.config)
+    model = Gemma4(ops, config, container.tensors)
+    return Runner(model, KvCache(ops, config.text, n_slots=n_slots, context=3000, chunk=64))
+
+
+@pytest.mark.parametrize("n_streams", [1, 3, 64])
+def test_recorded_steps(gpu: Ops, container: Container, n_streams: int) -> None:
+    """Steps that are replayed give what the same rows give as part of a prompt, while caches grow and move."""
+    tokens = {slot: list(model_cases.text_prompt(40 + slot, seed=slot).token_ids) for slot in range(n_streams)}
+    results = []
+    for steps in (False, True):
+        mine = runner(gpu, container, n_streams)
+        running = [Sequence(slot, list(ids)) for slot, ids in tokens.items()]
+        for sequence in running:
+            mine.advance([Part(sequence, sequence.n_pending - 8, 0)])
+        if steps:
+            parts = [Part(sequence, 1, 1) for sequence in running]
+            rows = [gpu.to_numpy(mine.advance(parts)) for _ in range(8)]
+            results.append(np.array(rows).transpose(1, 0, 2))
+        else:
+            results.append(np.array([gpu.to_numpy(mine.advance([Part(s, 8, 8)])) for s in running]))
+    by_step, at_once = results
+    assert row_errors(by_step.reshape(-1, by_step.shape[-1]), at_once.reshape(-1, at_once.shape[-1])).max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("shape", "recipe"), [("tiny", "float"), ("deep_shared", "aggressive"), ("wide_heads", "balanced")]
+)
+def test_models_of_every_modality(gpu: Ops, tmp_path: Path, shape: str, recipe: str) -> None:
+    path = model_cases.build(tmp_path, shape, recipe)
+    with cellmd.load(path, backend="reference") as want, cellmd.load(path, backend="cuda") as got:
+        prompt = model_cases.media_prompt(want)
+        assert np.median(row_errors(got.logits(prompt), want.logits(prompt))) < 0.05
