@@ -27,6 +27,7 @@ from cellmd.container.layout import (
     PREFIX_BYTES,
     VERSION,
 )
+from cellmd.container.pages import advise_reader
 from cellmd.errors import (
     ContainerError,
     CorruptError,
@@ -247,6 +248,8 @@ class _Tensors(Mapping[str, PackedTensor]):
         self._mapped = mapped
         self._content = np.frombuffer(mapped, np.uint8)
         self._built: dict[str, PackedTensor] = {}
+        every_step = (entry for entry in self._entries.values() if self._read_every_step(entry))
+        advise_reader(mapped, [(b.offset, b.offset + b.nbytes) for entry in every_step for b in entry.blobs.values()])
 
     def __getitem__(self, name: str) -> PackedTensor:
         built = self._built.get(name)
@@ -266,9 +269,7 @@ class _Tensors(Mapping[str, PackedTensor]):
     def _build(self, entry: TensorEntry) -> PackedTensor:
         views = {part: self._content[blob.offset : blob.offset + blob.nbytes] for part, blob in entry.blobs.items()}
         scales = factors = None
-        # In version 2 `row` means looked up; in version 1 every matrix lies so, and this one table is.
-        looked_up = self._version != LEGACY_VERSION or "per_layer" in _components(entry.name)
-        if looked_up and entry.coding.quantised and entry.coding.layout == "row":
+        if self._looked_up(entry):
             self._expect_lookups(entry.blobs["data"])
         if "scales" in views:
             scales = views["scales"].view(STORED[entry.coding.scale_dtype or "f16"])
@@ -281,6 +282,14 @@ class _Tensors(Mapping[str, PackedTensor]):
                     f"{self._path}: tensor {entry.name!r} has row factors that are negative or not finite"
                 )
         return PackedTensor(entry.name, entry.shape, entry.coding, views["data"], scales, factors)
+
+    def _looked_up(self, entry: TensorEntry) -> bool:
+        """In version 2 `row` means so; in version 1 every matrix lies in rows, and only one table is looked up."""
+        in_rows = entry.coding.quantised and entry.coding.layout == "row"
+        return in_rows and (self._version != LEGACY_VERSION or "per_layer" in _components(entry.name))
+
+    def _read_every_step(self, entry: TensorEntry) -> bool:
+        return "text" in _components(entry.name) and not self._looked_up(entry)
 
     def _expect_lookups(self, blob: Blob) -> None:
         """Tell the system that a table is read a row here and there: without this, each row read from the disk would

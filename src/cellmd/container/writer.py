@@ -32,6 +32,7 @@ from cellmd.container.layout import (
     VERSION,
     aligned,
 )
+from cellmd.container.pages import LargePieces
 from cellmd.errors import ArgumentError, ContainerError
 from cellmd.quant import Coding, EncodedBlock, Sizes, coding_problem, sizes
 from cellmd.quant.floats import STORED
@@ -105,13 +106,15 @@ class ContainerWriter:
             raise ArgumentError(f"{self.path}: no reader would accept this: {error}") from None
         self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
         self._finished = False
+        self._pieces: LargePieces | None = None
         with self._explained():
             self._file: int | None = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             with self._explained():
                 os.ftruncate(self._file, self._n_bytes)
+                self._pieces = LargePieces(self._file, self._n_bytes)
                 for name, stored in stored_assets.items():
-                    self._blobs["asset", name].write(self._file, 0, memoryview(stored))
+                    self._write(self._blobs["asset", name], 0, memoryview(stored))
         except BaseException:
             self.discard()
             raise
@@ -136,9 +139,15 @@ class ContainerWriter:
             content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
             with self._explained():
                 try:
-                    blob.write(self._descriptor, getattr(before, part), content)
+                    self._write(blob, getattr(before, part), content)
                 except ValueError as error:
                     raise ArgumentError(f"{part} of tensor {name!r}, row {first_row}: {error}") from None
+
+    def _write(self, blob: _Blob, start: int, content: memoryview) -> None:
+        descriptor = self._descriptor
+        if self._pieces is not None:
+            self._pieces.make(blob.offset + start, blob.offset + start + len(content))
+        blob.write(descriptor, start, content)
 
     def _matched(self, tensor: TensorDeclaration, block: EncodedBlock) -> list[tuple[str, _Blob, np.ndarray]]:
         """The block's arrays beside the blobs they belong to."""
@@ -166,19 +175,23 @@ class ContainerWriter:
         with self._explained():
             _write_fully(self._descriptor, 0, memoryview(prefix + text.ljust(room)))
             os.fsync(self._descriptor)
-            os.close(self._descriptor)
-            self._file = None
+            self._close()
             os.replace(self._temporary, self.path)
             self._finished = True
             _sync_folder(self.path.parent)
 
     def discard(self) -> None:
         """Remove what was written so far. Of no effect after `finish`."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        self._close()
         if not self._finished:
             self._temporary.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        if self._file is not None:
+            if self._pieces is not None:
+                self._pieces.close()
+            os.close(self._file)
+            self._file = None
 
     def __enter__(self) -> ContainerWriter:
         return self

@@ -1,0 +1,78 @@
+"""How files are mapped and cached: asked of Linux, and of no influence on what is in them."""
+
+from __future__ import annotations
+
+import mmap
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cellmd.container import Container, pages
+from cellmd.container.writer import ContainerWriter, TensorDeclaration
+from cellmd.quant import Coding, encode_block
+
+MATRIX = "model.language_model.layers.0.mlp.down_proj.weight"
+TABLE = "model.language_model.embed_tokens_per_layer.weight"
+TOWER = "model.vision_tower.matrix"
+CODINGS = {
+    MATRIX: Coding("i4", "tile16", 128, "i8"),
+    TOWER: Coding("i4", "tile16", 128, "i8"),
+    TABLE: Coding("i4", "row", 256, "i8"),
+}
+SHAPE = (4096, 2048)
+
+
+def write(path: Path) -> bytes:
+    """A file of more than one large page a tensor, its blocks written back to front."""
+    tensors = [TensorDeclaration(name, SHAPE, coding) for name, coding in CODINGS.items()]
+    rows = np.random.default_rng(0).standard_normal(SHAPE, dtype=np.float32)
+    with ContainerWriter(path, tensors=tensors, config={}) as writer:
+        for name, coding in CODINGS.items():
+            for first in (3072, 1024, 2048, 0):
+                writer.write(name, first, encode_block(rows[first : first + 1024], coding))
+        writer.finish()
+    return path.read_bytes()
+
+
+def flagged(path: Path, flag: str) -> list[tuple[int, int]]:
+    """Ranges of the file whose maps have a flag of madvise."""
+    maps = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
+    ranges = []
+    for each in maps:
+        if str(path) in each and re.search(rf"^VmFlags:.* {flag}\b", each, re.MULTILINE):
+            span, _, offset, *_ = each.split()
+            start, stop = (int(end, 16) for end in span.split("-"))
+            ranges.append((int(offset, 16), int(offset, 16) + stop - start))
+    return ranges
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux how the file is mapped")
+def test_what_every_step_reads_has_large_pages_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "f.cellmd"
+    write(path)
+    with Container.open(path) as container:
+        assert container.tensors[MATRIX].n_bytes
+        blobs = container._header.tensors[MATRIX].blobs.values()
+        ((start, stop),) = flagged(path, "hg")
+        first, last = min(blob.offset for blob in blobs), max(blob.offset + blob.nbytes for blob in blobs)
+        assert first - mmap.PAGESIZE < start <= first
+        assert last <= stop < last + mmap.PAGESIZE
+        small = flagged(path, "nh")
+        assert sum(stop - start for start, stop in [*small, (start, stop)]) >= path.stat().st_size
+
+
+@pytest.mark.parametrize("way", ["unknown", "refused"])
+def test_files_are_the_same_where_the_system_knows_no_large_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    want = write(tmp_path / "f.cellmd")
+    if way == "unknown":
+        monkeypatch.setattr(pages, "_KNOWN", False)
+    else:
+        monkeypatch.setattr(pages, "_POPULATE_READ", 9999)  # no such advice
+    assert write(tmp_path / "g.cellmd") == want
+    with Container.open(tmp_path / "g.cellmd") as container:
+        assert container.tensors[TABLE].data.any()
