@@ -39,17 +39,17 @@ class RoundedValues:
 
     def __init__(self, source: SourceValues, codings: Mapping[str, Coding]) -> None:
         self._source = source
-        self._codings = codings
+        self.codings = codings
         self._whole: dict[str, np.ndarray] = {}
 
     def whole(self, name: str) -> np.ndarray:
         if name not in self._whole:
-            self._whole[name] = _rounded(name, self._source.whole(name), self._codings[name])
+            self._whole[name] = _rounded(name, self._source.whole(name), self.codings[name])
         return self._whole[name]
 
     def rows(self, name: str, ids: np.ndarray) -> np.ndarray:
         # Rows are rounded one by one, so a few can be had without the others.
-        return _rounded(name, self._source.rows(name, ids), self._codings[name])
+        return _rounded(name, self._source.rows(name, ids), self.codings[name])
 
     def forget(self) -> None:
         self._whole.clear()
@@ -82,7 +82,7 @@ def choose_codings(
         errors = dict(
             zip(
                 planned,
-                pool.map(lambda each: _errors(checkpoint, each, importance.get(each.spec.name)), planned.values()),
+                pool.map(lambda each: errors_of(checkpoint, each, importance.get(each.spec.name)), planned.values()),
                 strict=True,
             )
         )
@@ -132,7 +132,7 @@ def load_spending(path: Path, key: str) -> Spending | None:
         return None
 
 
-def _errors(checkpoint: Checkpoint, planned: PlannedTensor, importance: np.ndarray | None) -> list[float]:
+def errors_of(checkpoint: Checkpoint, planned: PlannedTensor, importance: np.ndarray | None) -> list[float]:
     """Of each coding of a tensor: squared error over squared weights, both weighted by the importance of columns."""
     name, n_rows = planned.spec.name, planned.spec.shape[0]
     wanted = np.unique(np.linspace(0, n_rows - 1, min(n_rows, _SAMPLE_ROWS)).astype(np.int64)).tolist()
