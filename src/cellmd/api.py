@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import fields
 from os import PathLike
 from types import TracebackType
 from typing import Any, TypedDict, Unpack
@@ -44,6 +45,8 @@ DEFAULT_MAX_TOKENS = 512
 _MOST_AT_ONCE = 512
 """Slots of a scheduler, and requests that may wait for one."""
 
+_SAMPLING = tuple(option.name for option in fields(Sampling))
+
 DEFAULT_CACHE_BYTES = 4 << 30
 """Of what a scheduler keeps on disk."""
 
@@ -76,7 +79,8 @@ class GenerateOptions(PrepareOptions, total=False):
     """How an answer is made; what is None comes from the file's generation config.
 
     max_tokens: of the answer, reasoning included. temperature 0 always takes the likeliest token.
-    top_k, top_p, min_p, repetition_penalty, seed: see `cellmd.runtime.sampler`. The same seed gives the same answer.
+    top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias (by token id), seed: see
+    `cellmd.runtime.sampler`. The same seed gives the same answer.
     stop: strings that end the answer; they are not part of it. logprobs: give each token's log probability.
     """
 
@@ -86,6 +90,9 @@ class GenerateOptions(PrepareOptions, total=False):
     top_p: float | None
     min_p: float | None
     repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: Mapping[int, float] | None
     seed: int | None
     stop: str | Sequence[str]
     logprobs: bool
@@ -281,8 +288,13 @@ class Model:
         if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
             raise ArgumentError(f"max_tokens must be a whole number of at least 1, found {max_tokens!r}")
         stops, logprobs = StopStrings(options.pop("stop", ())), options.pop("logprobs", False)
-        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-        sampling = self.defaults.choose(**{name: options.pop(name, None) for name in names})
+        given = {name: options.pop(name, None) for name in _SAMPLING}
+        sampling = self.defaults.choose(**given)
+        outside = [token for token in sampling.logit_bias if token >= self.config.text.vocab_size]
+        if outside:
+            raise ArgumentError(
+                f"token {outside[0]} of logit_bias is outside the vocabulary of {self.config.text.vocab_size}"
+            )
         if isinstance(messages, Prompt):
             if options:
                 raise ArgumentError(f"a prepared prompt takes no {min(options)}; give it to `prepare`")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cellmd.processors.call_stream import CallStream, arguments_json
 from cellmd.processors.output import AnswerDecoder, AnswerPiece, parse_answer
 from cellmd.processors.template import ChatTemplate
-from cellmd.processors.tool_calls import ToolCall, parse_tool_call, parse_tool_calls
+from cellmd.processors.tool_calls import QUOTE, CallDelta, ToolCall, parse_tool_call, parse_tool_calls
 from processors.conversations import CLOCK_TOOL
 from processors.folders import TEMPLATE, TOKENIZERS, processor_of
 
@@ -70,9 +74,43 @@ def test_tool_calls(name: str) -> None:
     )
 
 
-def test_a_call_that_never_ends_is_text_without_markers() -> None:
+def test_a_call_that_never_ends_is_unfinished_or_text_without_markers() -> None:
     answer = parsed('So: <|tool_call>call:clock{zone:<|"|>CET<turn|>')
-    assert answer == AnswerPiece('So: call:clock{zone:"CET')
+    raw = 'call:clock{zone:<|"|>CET'
+    assert (answer.text, answer.tool_calls) == ("So: ", (ToolCall("clock", None, raw, finished=False),))
+    assert joined(answer.call_deltas) == [("clock", '{"zone": "CET')]
+    assert arguments_json(answer.tool_calls[0]) == '{"zone": "CET'
+    assert parsed('So: <|tool_call>call:clock<|"|><turn|>') == AnswerPiece('So: call:clock"')
+
+
+def joined(deltas: Iterable[CallDelta]) -> list[tuple[str, str]]:
+    """Name and arguments of each call."""
+    calls: list[tuple[str, str]] = []
+    for delta in deltas:
+        if delta.name is not None:
+            assert delta.index == len(calls)
+            calls.append((delta.name, ""))
+        name, arguments = calls[delta.index]
+        calls[delta.index] = name, arguments + delta.arguments
+    return calls
+
+
+def test_calls_are_told_while_they_are_written() -> None:
+    notation = (
+        '<|tool_call>call:look{n:[1,{a:true}],place:<|"|>a long text, with "quotes"<|"|>}<tool_call|>'
+        "<|tool_call>call:clock{}<tool_call|><|tool_call>nonsense<tool_call|>"
+    )
+    decoder = AnswerDecoder(TOKENIZER)
+    pieces = [decoder.feed(token_id) for token_id in TOKENIZER.encode(notation)]
+    deltas = [delta for piece in pieces for delta in piece.call_deltas]
+    assert joined(deltas) == [
+        ("look", '{"n": [1, {"a": true}], "place": "a long text, with \\"quotes\\""}'),
+        ("clock", "{}"),
+        ("", "nonsense"),
+    ]
+    assert sum(delta.index == 0 for delta in deltas) > 10
+    calls = [call for piece in pieces for call in piece.tool_calls]
+    assert joined(deltas) == [(call.name, arguments_json(call)) for call in calls]
 
 
 BRACKETS = ["<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>']
@@ -134,6 +172,36 @@ def test_parsing_inverts_the_template(name: str, arguments: dict[str, Any]) -> N
 )
 def test_notation(raw: str, name: str, arguments: dict[str, Any] | None) -> None:
     assert parse_tool_call(raw) == ToolCall(name, arguments, raw)
+
+
+@settings(max_examples=300, deadline=None)
+@given(arguments=st.dictionaries(keys, values, max_size=4), cuts=st.lists(st.integers(1, 12), min_size=1, max_size=30))
+def test_the_stream_is_the_json_of_the_whole(arguments: dict[str, Any], cuts: list[int]) -> None:
+    call = {"function": {"name": "f", "arguments": arguments}}
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [call]}]
+    (found,) = parse_tool_calls(CHAT_TEMPLATE.render(messages))
+    stream, made, rest = CallStream(), "", found.raw
+    for cut in itertools.cycle(cuts):
+        made += stream.feed(rest[:cut])
+        rest = rest[cut:]
+        if not rest:
+            break
+    assert made == arguments_json(found)
+    assert stream.name == "f"
+    assert "Infinity" not in made or "Infinity" in found.raw
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.sampled_from([*'{}[]:, a1"', QUOTE, QUOTE[:2], "\n", "ü"]), max_size=30))
+def test_any_notation_streams_as_far_as_it_can_be_read(parts: list[str]) -> None:
+    """Piece by piece as at once; and where the parser finds a call, the same call, twice-named arguments included."""
+    raw = "call:f{" + "".join(parts)
+    stream = CallStream()
+    made = "".join(stream.feed(character) for character in raw)
+    assert made == CallStream().feed(raw)
+    call = parse_tool_call(raw)
+    if call.arguments is not None:
+        assert json.loads(made) == json.loads(arguments_json(call))
 
 
 @given(st.text(max_size=60))

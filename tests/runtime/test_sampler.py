@@ -114,6 +114,30 @@ def test_repetition_penalty_covers_prompt_and_answer() -> None:
     assert sampler._penalised(row).all().tolist() == [2.0, 1.5, -1.5, np.float32(-1.2)]
 
 
+@given(
+    vectors,
+    st.dictionaries(st.integers(0, VOCAB - 1), st.floats(-100, 100), max_size=4),
+    st.floats(-2, 2),
+    st.floats(-2, 2),
+)
+def test_biases_and_penalties_are_added_to_logits(
+    logits: list[float], bias: dict[int, float], presence: float, frequency: float
+) -> None:
+    sampling = Sampling(temperature=0.0, logit_bias=bias, presence_penalty=presence, frequency_penalty=frequency)
+    sampler = Sampler(sampling, seen=range(VOCAB))  # the prompt's tokens do not count
+    chosen: list[int] = []
+    for _ in range(5):
+        token = sampler.choose(logits_of(logits))
+        values = [
+            np.float32(x)
+            + np.float32(bias.get(i, 0.0))
+            - (np.float32(presence + frequency * chosen.count(i)) if i in chosen else 0)
+            for i, x in enumerate(logits)
+        ]
+        assert values[token] == max(values)
+        chosen.append(token)
+
+
 def test_seed_of_known_draws() -> None:
     """These ids must never change: the same seed is the same text in every release."""
     row = logits_of(np.linspace(0, 3, 50))

@@ -106,6 +106,34 @@ def test_a_grammar_of_calls_takes_what_the_notation_allows(model: cellmd.Model) 
     assert tokens[0] == CALL
 
 
+def test_a_call_of_the_models_own_will_has_the_functions_form(model: cellmd.Model) -> None:
+    """Text is free; from the token that opens a call on, the schema binds."""
+    grammars = Grammars(model.processor.tokenizer, 512, END)
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    form = grammars.tool_calls([{"name": "look", "parameters": schema}], several=False)
+    call = [(CALL,), *ids(model, "call:look{n:"), (QUOTE, ids(model, "7")[0][0]), *ids(model, "}"), (CALL_END,)]
+    _, pieces = run(model, [*ids(model, "so"), *call, *ids(model, "and"), *call, (END,)], call_form=form)
+    assert [c.arguments for c in pieces[-1].tool_calls] == [{"n": 7}, {"n": 7}]
+    assert text_of(pieces) == "soand"
+    deltas = [delta for piece in pieces for delta in piece.call_deltas]
+    assert "".join(delta.arguments for delta in deltas if delta.index == 1) == '{"n": 7}'
+    _, pieces = run(model, [*ids(model, "so"), (CALL,), (END,), (END,)], call_form=form, max_tokens=4)
+    assert pieces[-1].finish_reason == "length"  # an open call cannot be ended
+
+
+def test_a_call_may_stand_in_the_place_of_a_formed_answer(model: cellmd.Model) -> None:
+    grammars = Grammars(model.processor.tokenizer, 512, END)
+    form = grammars.tool_calls([{"name": "look"}], several=False)
+    options = {"constraint": grammars.choice(["one", "two"]), "call_form": form}
+    call = [(CALL,), *ids(model, "call:look{}"), (CALL_END,)]
+    _, pieces = run(model, [*call, (END,)], **options)
+    assert [c.name for c in pieces[-1].tool_calls] == ["look"]
+    assert pieces[-1].finish_reason == "stop"
+    options = {"constraint": grammars.choice(["one", "two"]), "call_form": form}
+    _, pieces = run(model, [*ids(model, "one"), (CALL, END)], **options)
+    assert (text_of(pieces), pieces[-1].tool_calls) == ("one", ())  # it has taken its form
+
+
 def test_scores_tell_text_from_the_rest(model: cellmd.Model) -> None:
     script = [*ids(model, "<|channel>thought\nhello<channel|>"), *ids(model, "one two"), (END,)]
     tokens, pieces = run(model, script, logprobs=True, top_logprobs=2)

@@ -122,6 +122,20 @@ def test_a_system_message_and_earlier_turns(client: openai.OpenAI) -> None:
     assert again.usage.prompt_tokens_details.cached_tokens > 0
 
 
+def test_biases_and_penalties(client: openai.OpenAI, live: Live) -> None:
+    tokenizer = live.engine.model.processor.tokenizer
+    (wanted,) = tokenizer.encode("a")
+    always = create(client, logit_bias={str(wanted): 100}, max_completion_tokens=6)
+    assert always.choices[0].message.content == "aaaaaa"
+    answers = []
+    for options in ({}, {"frequency_penalty": 2.0}, {"presence_penalty": 2.0}):
+        answer = create(client, **options, max_completion_tokens=60, logprobs=True)
+        answers.append([score.token for score in answer.choices[0].logprobs.content])
+    plain, frequency, presence = (max(map(tokens.count, tokens)) for tokens in answers)
+    assert frequency < plain
+    assert presence <= plain
+
+
 # ---- media ----------------------------------------------------------------------------------------------
 
 
@@ -244,18 +258,87 @@ def test_a_tool_must_be_called(client: openai.OpenAI) -> None:
 
 def test_a_streamed_tool_call_and_its_answer(client: openai.OpenAI) -> None:
     seed = seed_of_a_call(client)
-    chunks = list(create(client, tools=[LOOK], **CALLED, temperature=1.0, seed=seed, stream=True))
+    options = {"tools": [LOOK], **CALLED, "temperature": 1.0, "seed": seed}
+    whole = create(client, **options).choices[0].message.tool_calls[0].function
+    chunks = list(create(client, **options, stream=True))
     calls = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []]
-    assert [call.function.name for call in calls] == ["look"]
-    assert calls[0].index == 0
+    assert calls[0].function.name == whole.name == "look"
+    assert calls[0].id
+    assert {call.index for call in calls} == {0}
+    assert all(call.function.name is None and call.id is None for call in calls[1:])
+    assert "".join(call.function.arguments for call in calls) == whole.arguments
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
-    function = {"name": "look", "arguments": calls[0].function.arguments}
+    function = {"name": "look", "arguments": whole.arguments}
     turns = [
         *HELLO,
         {"role": "assistant", "tool_calls": [{"id": calls[0].id, "type": "function", "function": function}]},
         {"role": "tool", "tool_call_id": calls[0].id, "content": "a wall"},
     ]
     assert create(client, turns, tools=[LOOK]).choices[0].finish_reason
+
+
+FILED: Any = {
+    "type": "function",
+    "function": {
+        "name": "file",
+        "strict": True,
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "kind": {"type": "string", "enum": ["a", "b"]},
+                "n": {"type": "integer", "minimum": 1, "maximum": 9},
+                "ok": {"type": "boolean"},
+            },
+            "required": ["kind", "n", "ok"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def test_calls_fit_their_schema_however_the_model_wavers(client: openai.OpenAI) -> None:
+    """Required and named, whole and streamed, one call and several."""
+    named = {"type": "function", "function": {"name": "file"}}
+    n_calls = 0
+    for seed in range(6):
+        for choice in ("required", named):
+            options = {"tools": [FILED, LOOK] if choice == named else [FILED], "tool_choice": choice}
+            options |= {"temperature": 1.0, "seed": seed, "max_completion_tokens": 150}
+            whole = create(client, **options).choices[0]
+            streamed: dict[int, str] = {}
+            for chunk in create(client, **options, stream=True):
+                for call in chunk.choices[0].delta.tool_calls or []:
+                    streamed[call.index] = streamed.get(call.index, "") + call.function.arguments
+            calls = whole.message.tool_calls
+            assert [streamed[i] for i in range(len(calls))] == [call.function.arguments for call in calls]
+            for call in calls if whole.finish_reason == "tool_calls" else calls[:-1]:
+                arguments = json.loads(call.function.arguments)
+                assert arguments.keys() == {"kind", "n", "ok"}
+                assert arguments["kind"] in ("a", "b")
+                assert 1 <= arguments["n"] <= 9
+                assert isinstance(arguments["ok"], bool)
+            n_calls += len(calls)
+    assert n_calls > 12  # several at once among them
+
+
+def test_a_cut_call_ends_as_length_with_what_there_is(client: openai.OpenAI) -> None:
+    options = {"tools": [FILED], "tool_choice": "required", "max_completion_tokens": 14, "temperature": 0.0}
+    whole = create(client, **options).choices[0]
+    assert whole.finish_reason == "length"
+    chunks = list(create(client, **options, stream=True))
+    calls = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []]
+    assert "".join(call.function.arguments for call in calls) == whole.message.tool_calls[0].function.arguments
+    assert chunks[-1].choices[0].finish_reason == "length"
+
+
+def test_strict_schemas_that_cannot_be_held_to(client: openai.OpenAI) -> None:
+    odd = {"name": "odd", "parameters": {"type": "object", "properties": {"a": {"type": "poem"}}}}
+    assert create(client, tools=[{"type": "function", "function": odd}]).choices
+    for options in ({"strict": True}, {"name": "odd"}):
+        tool = {"type": "function", "function": {**odd, **options}}
+        required = {} if "strict" in options else {"tool_choice": "required"}
+        with pytest.raises(openai.BadRequestError, match="poem"):
+            create(client, tools=[tool], **required)
 
 
 def test_tools_that_are_not_there(client: openai.OpenAI) -> None:
@@ -306,7 +389,12 @@ def test_completions(client: openai.OpenAI) -> None:
         ({"n": 9}, 400, None),
         ({"max_completion_tokens": 2048}, 400, "context_length_exceeded"),
         ({"max_completion_tokens": 100_000}, 400, None),
-        ({"logit_bias": {"5": 1.0}}, 400, "unsupported_parameter"),
+        ({"logit_bias": {"5": 1.0}}, 200, None),
+        ({"logit_bias": {"5": 101}}, 400, "invalid_value"),
+        ({"logit_bias": {"x": 1}}, 400, "invalid_value"),
+        ({"logit_bias": {"512": 1}}, 400, "invalid_value"),
+        ({"presence_penalty": 2.5}, 400, "invalid_value"),
+        ({"frequency_penalty": -3}, 400, "invalid_value"),
         ({"seed": -1}, 200, None),
         ({"temperature": "warm"}, 400, "invalid_value"),
         ({"unknown": True}, 200, None),

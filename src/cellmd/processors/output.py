@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cellmd.processors.call_stream import CallStream, arguments_json
 from cellmd.processors.tokenizer import StreamDecoder, Tokenizer
-from cellmd.processors.tool_calls import ToolCall, parse_tool_call
+from cellmd.processors.tool_calls import CallDelta, ToolCall, parse_tool_call
 
 _CHANNEL, _CHANNEL_END = "<|channel>", "<channel|>"
 _CALL, _CALL_END = "<|tool_call>", "<tool_call|>"
@@ -21,18 +22,20 @@ _TURN = "<|turn>"
 
 @dataclass(frozen=True)
 class AnswerPiece:
-    """What one more token makes certain. All three may be empty."""
+    """What one more token makes certain. All may be empty. call_deltas: of a call, before it is complete."""
 
     text: str = ""
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    call_deltas: tuple[CallDelta, ...] = ()
 
 
 class AnswerDecoder:
     """Takes an answer apart token by token. Pieces put together do not depend on when they are asked for.
 
     Within reasoning, the channel's name (its first line) and the newline that closes it belong to the form, not to the
-    reasoning. A tool call is given when it is complete; one that never closes is text.
+    reasoning. A tool call is given when it is complete, its parts (`call_deltas`) as they come. One that never closes
+    is given, unfinished, at the end, and is text if it does not even name a function.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = ()) -> None:
@@ -44,6 +47,8 @@ class AnswerDecoder:
         self._decoder = StreamDecoder(tokenizer)
         self._call_decoder = StreamDecoder(tokenizer, skip_special=False)
         self._call: list[str] | None = None
+        self._stream = CallStream()
+        self._n_calls = 0
         self._thinking = False
         self._header: str | None = None  # what there is of a channel's first line
         self._newline = ""  # held back: the one before <channel|> is not part of the reasoning
@@ -58,6 +63,16 @@ class AnswerDecoder:
     def in_text(self) -> bool:
         """Whether the next token belongs to the text for the reader, or is a marker after it."""
         return not self._thinking and self._call is None
+
+    @property
+    def in_call(self) -> bool:
+        """Whether the next token belongs to a tool call, or ends it."""
+        return self._call is not None
+
+    @property
+    def call_begin(self) -> int | None:
+        """The token that opens a tool call, if the vocabulary has one."""
+        return self._ids[_CALL]
 
     @property
     def reasoning_begin(self) -> int | None:
@@ -84,31 +99,52 @@ class AnswerDecoder:
             return piece
         if token_id == self._ids[_CALL]:
             piece = self._sort(self._decoder.flush())
-            self._call = []
+            self._call, self._stream = [], CallStream()
+            self._n_calls += 1
             return piece
         return self._sort(self._decoder.feed(token_id))
 
     def flush(self) -> AnswerPiece:
         """What was held back: to be called at the end."""
         unfinished = ""
+        calls: tuple[ToolCall, ...] = ()
+        deltas: tuple[CallDelta, ...] = ()
         if self._call is not None:
-            unfinished = "".join(self._call) + self._call_decoder.flush()
+            last = self._call_decoder.flush()
+            deltas = self._deltas(last)
+            unfinished = "".join(self._call) + last
             self._call = None
+            if self._stream.name is not None:
+                calls = (ToolCall(self._stream.name, None, unfinished, finished=False),)
+                unfinished = ""
         piece = self._sort(self._decoder.flush() + unfinished.replace(_QUOTE, '"'))
         reasoning = piece.reasoning + self._newline + self._unnamed()
         self._newline = ""
-        return AnswerPiece(piece.text, reasoning)
+        return AnswerPiece(piece.text, reasoning, calls, deltas)
 
     def _feed_call(self, token_id: int) -> AnswerPiece:
         parts = self._call or []
         if token_id != self._ids[_CALL_END]:
-            if token_id not in self._hidden:
-                parts.append(self._call_decoder.feed(token_id))
+            text = "" if token_id in self._hidden else self._call_decoder.feed(token_id)
+            parts.append(text)
             self._call = parts
-            return AnswerPiece()
-        raw = "".join(parts) + self._call_decoder.flush()
+            return AnswerPiece(call_deltas=self._deltas(text))
+        last = self._call_decoder.flush()
+        deltas = self._deltas(last)
+        raw = "".join(parts) + last
         self._call = None
-        return AnswerPiece(tool_calls=(parse_tool_call(raw),))
+        call = parse_tool_call(raw)
+        if self._stream.name is None:  # nothing of it has been told yet
+            deltas = (CallDelta(self._n_calls - 1, call.name, arguments_json(call)),)
+        return AnswerPiece(tool_calls=(call,), call_deltas=deltas)
+
+    def _deltas(self, text: str) -> tuple[CallDelta, ...]:
+        """What more of the notation makes certain of the call that is open."""
+        known = self._stream.name
+        made = self._stream.feed(text)
+        if not made:
+            return ()
+        return (CallDelta(self._n_calls - 1, self._stream.name if known is None else None, made),)
 
     def _sort(self, text: str) -> AnswerPiece:
         if not self._thinking or not text:
@@ -144,4 +180,5 @@ def parse_answer(tokenizer: Tokenizer, token_ids: Sequence[int], prompt_ids: Seq
         "".join(piece.text for piece in pieces),
         "".join(piece.reasoning for piece in pieces),
         tuple(call for piece in pieces for call in piece.tool_calls),
+        tuple(delta for piece in pieces for delta in piece.call_deltas),
     )

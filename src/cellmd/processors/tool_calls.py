@@ -12,22 +12,34 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-_QUOTE = '<|"|>'
+QUOTE = '<|"|>'
 _HEAD = re.compile(r"\s*call:([^{}\s]+)\s*(?=\{)")
 _CALLS = re.compile(r"<\|tool_call>(.*?)<tool_call\|>", re.DOTALL)
 _INTEGER = re.compile(r"[+-]?\d{1,4000}")
 _FLOAT = re.compile(r"[+-]?(\d+\.?\d*([eE][+-]?\d+)?|inf|nan)")
 _WORDS = {"true": True, "false": False, "null": None, "None": None}
-_MOST_NESTED = 64
+MOST_NESTED = 64
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call that the model asks for. arguments: None if its notation is malformed; then `raw` says what it wrote."""
+    """A call that the model asks for. arguments: None if its notation is malformed, or the answer was cut within it
+    (then it is not `finished`); `raw` says what the model wrote."""
 
     name: str
     arguments: dict[str, Any] | None
     raw: str
+    finished: bool = True
+
+
+@dataclass(frozen=True)
+class CallDelta:
+    """More of a call that is being written. index: which one of the answer's. name: of the function, in the first delta
+    of a call alone. arguments: what follows of its arguments as JSON text."""
+
+    index: int
+    name: str | None
+    arguments: str
 
 
 def parse_tool_calls(text: str) -> list[ToolCall]:
@@ -64,7 +76,7 @@ class _Parser:
         while not self._take("}"):
             if result:
                 self._expect(",")
-            key = self._quoted() if self._at(_QUOTE) else self._until(":").strip()
+            key = self._quoted() if self._at(QUOTE) else self._until(":").strip()
             self._expect(":")
             result[key] = self._value(depth + 1)
         return result
@@ -74,15 +86,15 @@ class _Parser:
             raise _MalformedError
 
     def _value(self, depth: int) -> Any:
-        if depth > _MOST_NESTED:
+        if depth > MOST_NESTED:
             raise _MalformedError
-        if self._at(_QUOTE):
+        if self._at(QUOTE):
             return self._quoted()
         if self._at("{"):
             return self.mapping(depth)
         if self._at("["):
             return self._list(depth)
-        return _bare(self._until(",]}").strip())
+        return bare(self._until(",]}").strip())
 
     def _list(self, depth: int) -> list[Any]:
         self._expect("[")
@@ -94,12 +106,12 @@ class _Parser:
         return result
 
     def _quoted(self) -> str:
-        self._expect(_QUOTE)
-        end = self._text.find(_QUOTE, self._position)
+        self._expect(QUOTE)
+        end = self._text.find(QUOTE, self._position)
         if end < 0:
             raise _MalformedError
         text = self._text[self._position : end]
-        self._position = end + len(_QUOTE)
+        self._position = end + len(QUOTE)
         return text
 
     def _until(self, stops: str) -> str:
@@ -126,7 +138,8 @@ class _Parser:
             raise _MalformedError
 
 
-def _bare(word: str) -> Any:
+def bare(word: str) -> Any:
+    """The value of a word without quotes."""
     if word in _WORDS:
         return _WORDS[word]
     if _INTEGER.fullmatch(word):

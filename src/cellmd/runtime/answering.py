@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from cellmd.processors.output import AnswerDecoder
-from cellmd.processors.tool_calls import ToolCall
+from cellmd.processors.tool_calls import CallDelta, ToolCall
 from cellmd.runtime.logits import Logits
 from cellmd.runtime.result import FinishReason, Piece, Timings, TokenScore, Usage
 from cellmd.runtime.sampler import Sampler
@@ -32,15 +32,19 @@ class Constraint(Protocol):
     def accept(self, token: int) -> None:
         """The token, one of those allowed, was chosen."""
 
+    def copy(self) -> Constraint:
+        """Another one that stands where this one stands."""
+
 
 @dataclass
 class Settings:
     """How one answer is made.
 
     end_ids: tokens that end it. max_tokens: at least 1, reasoning included. logprobs: give each token's; top_logprobs:
-    and those of so many likeliest. constraint: the form of the answer. thinking: the prompt asks for reasoning first,
-    which the constraint does not bind. reasoning_budget: tokens after which reasoning is closed. max_tool_calls: the
-    answer ends after so many.
+    and those of so many likeliest. constraint: the form of the answer. call_form: the form of each tool call; if there
+    is a constraint as well, calls may stand in the answer's place. thinking: the prompt asks for reasoning first, which
+    the constraint does not bind. reasoning_budget: tokens after which reasoning is closed. max_tool_calls: the answer
+    ends after so many.
     """
 
     end_ids: Collection[int]
@@ -49,6 +53,7 @@ class Settings:
     logprobs: bool = False
     top_logprobs: int = 0
     constraint: Constraint | None = None
+    call_form: Constraint | None = None
     thinking: bool = False
     reasoning_budget: int | None = None
     max_tool_calls: int | None = None
@@ -65,6 +70,9 @@ class Answering:
         self._settings = settings
         self.n_reasoning = 0
         self._calls: tuple[ToolCall, ...] = ()
+        self._deltas: tuple[CallDelta, ...] = ()
+        self._call: Constraint | None = None  # of the call that is being written
+        self._formed = False  # whether the answer has begun to take its form
         self._text = self._reasoning = ""
         self._unsent: list[int] = []
         self._logprobs: list[float] = []
@@ -87,7 +95,7 @@ class Answering:
 
     def piece(self) -> Piece | None:
         """What can be said now and was not yet; None if that is nothing or the answer has ended."""
-        if self.finish is not None or not (self._text or self._reasoning):
+        if self.finish is not None or not (self._text or self._reasoning or self._deltas):
             return None
         return self._flushed()
 
@@ -100,31 +108,56 @@ class Answering:
         held = self._answer.flush()
         self._text += self._settings.stops.push(held.text) + self._settings.stops.finish()
         self._reasoning += held.reasoning
+        self._calls += held.tool_calls
+        self._deltas += held.call_deltas
         if self._settings.stops.found:
             self.finish = "stop_string"
         return self._flushed(self.finish, usage, timings, self._calls)
 
     def _choose(self, logits: Logits) -> int:
         settings, answer = self._settings, self._answer
+        if answer.in_call and self._call is not None:
+            return self._within(self._call, logits)
         if answer.in_reasoning:
             self.n_reasoning += 1
             over = settings.reasoning_budget is not None and self.n_reasoning > settings.reasoning_budget
             if over and answer.reasoning_end is not None:
                 return answer.reasoning_end
-            return self._sampler.choose(logits)
-        if settings.constraint is None:
-            return self._sampler.choose(logits)
-        allowed = settings.constraint.allowed()
-        if settings.constraint.may_end():
-            allowed[list(settings.end_ids)] = True
-        opening = answer.reasoning_begin if settings.thinking and self.n_tokens == 0 else None
-        if opening is not None:
-            allowed[opening] = True
+            token = self._sampler.choose(logits)
+        elif settings.constraint is None:
+            token = self._sampler.choose(logits)
+        else:
+            token = self._within(settings.constraint, logits, self._openings())
+            self._formed = self._formed or token not in self._openings()
+        if settings.call_form is not None and token == answer.call_begin:
+            self._call = settings.call_form.copy()
+            self._call.accept(token)
+        return token
+
+    def _openings(self) -> set[int]:
+        """Tokens that may come before the answer takes its form: those that open reasoning or a call, and once there is
+        a call, those that end the answer."""
+        settings, answer = self._settings, self._answer
+        openings: set[int] = set()
+        if settings.thinking and self.n_tokens == 0 and answer.reasoning_begin is not None:
+            openings.add(answer.reasoning_begin)
+        if settings.call_form is not None and not self._formed:
+            openings |= {answer.call_begin} if answer.call_begin is not None else set()
+            openings |= set(settings.end_ids) if self._calls else set()
+        return openings
+
+    def _within(self, form: Constraint, logits: Logits, openings: Collection[int] = ()) -> int:
+        """The next token of a form, or one of those that may come instead."""
+        ends = self._settings.end_ids
+        allowed = form.allowed()
+        if form.may_end():
+            allowed[list(ends)] = True
+        allowed[list(openings)] = True
         if not allowed.any():
-            return min(settings.end_ids)
+            return min(ends)
         token = self._sampler.choose(logits.changed(np.where(allowed, logits.all(), np.float32(-np.inf))))
-        if token != opening and token not in settings.end_ids:
-            settings.constraint.accept(token)
+        if token not in openings and token not in ends:
+            form.accept(token)
         return token
 
     def _hear(self, token: int) -> None:
@@ -133,6 +166,7 @@ class Answering:
         self._text += settings.stops.push(said.text)
         self._reasoning += said.reasoning
         self._calls += said.tool_calls
+        self._deltas += said.call_deltas
         if settings.stops.found:
             self.finish = "stop_string"
         elif settings.max_tool_calls is not None and len(self._calls) >= settings.max_tool_calls:
@@ -163,8 +197,10 @@ class Answering:
             usage=usage,
             timings=timings,
             tool_calls=calls,
+            call_deltas=self._deltas,
             scores=tuple(self._scores),
         )
         self._text = self._reasoning = ""
+        self._deltas = ()
         self._unsent, self._logprobs, self._scores = [], [], []
         return piece

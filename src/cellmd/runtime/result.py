@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cellmd.processors.tool_calls import ToolCall
+from cellmd.processors.tool_calls import CallDelta, ToolCall
 
 FinishReason = Literal["stop", "length", "stop_string"]
 """An end token; max_tokens reached; a stop string."""
@@ -96,8 +96,8 @@ class TokenScore:
 class Piece:
     """A part of an answer. The texts of all pieces put together are the answer; so are their tokens and logprobs.
 
-    The last piece, and no other, has finish_reason, usage, timings and, if there are any, tool_calls. scores: of the
-    tokens, if log probabilities were asked for.
+    The last piece, and no other, has finish_reason, usage, timings and, if there are any, tool_calls. call_deltas: of
+    calls, as they are written. scores: of the tokens, if log probabilities were asked for.
     """
 
     text: str = ""
@@ -108,6 +108,7 @@ class Piece:
     usage: Usage | None = None
     timings: Timings | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+    call_deltas: tuple[CallDelta, ...] = ()
     scores: tuple[TokenScore, ...] = ()
 
 

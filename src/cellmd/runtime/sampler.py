@@ -1,17 +1,19 @@
 """From logits to the next token.
 
-In this order, as transformers' generation does: repetition penalty over the tokens so far, temperature, then of the
-tokens that remain only the top_k likeliest, of those the likeliest that together reach top_p, of those the ones at
-least min_p times as likely as the likeliest. Then one draw from what is left. The same logits, options and seed give
-the same tokens on every machine: probabilities are float64, the generator is NumPy's PCG64, one number is drawn a
+In this order, as transformers' generation does: repetition penalty over the tokens so far, then what OpenAI's interface
+adds to logits (a bias for single tokens, a penalty for each time and one for any time a token was chosen), temperature,
+then of the tokens that remain only the top_k likeliest, of those the likeliest that together reach top_p, of those the
+ones at least min_p times as likely as the likeliest. Then one draw from what is left. The same logits, options and seed
+give the same tokens on every machine: probabilities are float64, the generator is NumPy's PCG64, one number is drawn a
 token.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,9 @@ from cellmd.runtime.logits import Logits
 class Sampling:
     """How to choose. temperature 0 always takes the likeliest token.
 
-    top_k 0, top_p 1, min_p 0 and repetition_penalty 1 change nothing. seed None draws a new one.
+    top_k 0, top_p 1, min_p 0, repetition_penalty 1, presence_penalty 0, frequency_penalty 0 and an empty logit_bias
+    change nothing. presence_penalty, frequency_penalty: taken from the logit of a token that was chosen before, once,
+    and for each time. logit_bias: added to the logits of these tokens. seed None draws a new one.
     Raises ArgumentError for a value out of its range.
     """
 
@@ -34,6 +38,9 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _require("temperature", self.temperature, float, lambda t: 0 <= t < math.inf, "a number, 0 or more")
@@ -41,6 +48,11 @@ class Sampling:
         _require("top_p", self.top_p, float, lambda p: 0 < p <= 1, "a number above 0 and at most 1")
         _require("min_p", self.min_p, float, lambda p: 0 <= p <= 1, "a number from 0 to 1")
         _require("repetition_penalty", self.repetition_penalty, float, lambda r: 0 < r < math.inf, "a number above 0")
+        for name in ("presence_penalty", "frequency_penalty"):
+            _require(name, getattr(self, name), float, lambda penalty: -2 <= penalty <= 2, "a number from -2 to 2")
+        for token, bias in self.logit_bias.items():
+            _require("a token of logit_bias", token, int, lambda token: token >= 0, "a token id")
+            _require("a bias of logit_bias", bias, float, lambda bias: -100 <= bias <= 100, "a number from -100 to 100")
         if self.seed is not None:
             _require("seed", self.seed, int, lambda seed: seed >= 0, "a whole number, 0 or more")
 
@@ -52,6 +64,7 @@ class Sampler:
         self._options = options
         self._random = np.random.Generator(np.random.PCG64(options.seed))
         self._seen = set(seen) if options.repetition_penalty != 1.0 else set()
+        self._times: Counter[int] = Counter()  # each token was chosen
 
     def choose(self, logits: Logits) -> int:
         """The next token id. Raises BackendError for logits without a finite largest, which no working model gives."""
@@ -66,15 +79,22 @@ class Sampler:
             token = int(ids[min(place, len(ids) - 1)])
         if options.repetition_penalty != 1.0:
             self._seen.add(token)
+        if options.presence_penalty or options.frequency_penalty:
+            self._times[token] += 1
         return token
 
     def _penalised(self, logits: Logits) -> Logits:
-        if not self._seen:
+        options = self._options
+        if not (self._seen or self._times or options.logit_bias):
             return logits
-        ids = np.fromiter(self._seen, dtype=np.int64, count=len(self._seen))
-        penalty = np.float32(self._options.repetition_penalty)
         values = logits.all().copy()
+        ids = np.fromiter(self._seen, dtype=np.int64, count=len(self._seen))
+        penalty = np.float32(options.repetition_penalty)
         values[ids] = np.where(values[ids] > 0, values[ids] / penalty, values[ids] * penalty)
+        for token, bias in options.logit_bias.items():
+            values[token] += np.float32(bias)
+        for token, times in self._times.items():
+            values[token] -= np.float32(options.presence_penalty + options.frequency_penalty * times)
         return logits.changed(values)
 
 

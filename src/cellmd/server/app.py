@@ -21,7 +21,7 @@ from cellmd.server.errors import ApiError, as_api_error
 from cellmd.server.guard import App, Guard
 from cellmd.server.metrics import CONTENT_TYPE, Metrics
 from cellmd.server.openapi import document
-from cellmd.server.responses import responses
+from cellmd.server.responses import responses, stored_response
 
 PAGE_FILES = {
     "index.html": "text/html",
@@ -46,6 +46,7 @@ def application(engine: Engine) -> App:
         Route("/v1/chat/completions", chat_completions, methods=["POST"]),
         Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/responses", responses, methods=["POST"]),
+        Route("/v1/responses/{name}", stored_response, methods=["GET", "DELETE"]),
         Route("/v1/audio/transcriptions", transcriptions, methods=["POST"]),
         Route("/v1/audio/translations", translations, methods=["POST"]),
     ]

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
+from cellmd.processors.call_stream import arguments_json
 from cellmd.processors.features import MediaKind
 from cellmd.processors.tokenizer import Tokenizer
-from cellmd.processors.tool_calls import ToolCall
+from cellmd.processors.tool_calls import CallDelta, ToolCall
 from cellmd.runtime.result import Piece, TokenScore, Usage
 from cellmd.runtime.scheduler import Request
 from cellmd.server.engine import Answers, Engine
@@ -75,14 +74,14 @@ def client_of(http: HttpRequest) -> str:
 
 async def chat_requests(engine: Engine, asked: ChatRequest, client: str) -> list[Request]:
     """The requests for a chat's n answers."""
-    asked.refuse_unsupported()
     tools = _tools(asked)
     thinking, budget = _reasoning(asked)
     constraint = await engine.in_thread(_constraint, engine, asked, tools)
+    call_form = await engine.in_thread(_call_form, engine, asked, tools)
     async with engine.fetched(_wanted(asked.messages)) as media:
         prompt = await engine.prepare(
             [plain_message(i, message, media) for i, message in enumerate(asked.messages)],
-            tools=[tool.model_dump(exclude_none=True) for tool in tools] or None,
+            tools=[{"type": "function", "function": _declared(tool)} for tool in tools] or None,
             thinking=thinking,
             image_tokens=asked.image_tokens
             or _image_tokens(asked.messages, engine.model.processor.config.image.max_soft_tokens),
@@ -97,6 +96,7 @@ async def chat_requests(engine: Engine, asked: ChatRequest, client: str) -> list
         stop=_stops(asked.stop),
         logprobs=asked.logprobs,
         settings={
+            "call_form": call_form,
             "top_logprobs": asked.top_logprobs or 0,
             "thinking": thinking,
             "reasoning_budget": budget,
@@ -185,12 +185,30 @@ def _reasoning(asked: ChatRequest) -> tuple[bool, int | None]:
     return bool(switch or asked.reasoning_effort or budget), budget
 
 
+def _must_call(asked: ChatRequest) -> bool:
+    return asked.tool_choice == "required" or isinstance(asked.tool_choice, NamedTool)
+
+
 def _constraint(engine: Engine, asked: ChatRequest, tools: Sequence[Tool]) -> GrammarConstraint | None:
-    wanted = asked.tool_choice == "required" or isinstance(asked.tool_choice, NamedTool)
-    if wanted:
-        functions = [tool.function.model_dump(exclude_none=True) for tool in tools]
-        return engine.grammars.tool_calls(functions, several=asked.parallel_tool_calls)
+    if _must_call(asked):
+        return engine.grammars.tool_calls(_functions(tools), several=asked.parallel_tool_calls)
     return constraint_of(engine, asked.response_format)
+
+
+def _call_form(engine: Engine, asked: ChatRequest, tools: Sequence[Tool]) -> GrammarConstraint | None:
+    """The form of each call that the model may make."""
+    if _must_call(asked) or not tools:
+        return None
+    return engine.grammars.tool_calls(_functions(tools), several=False, strict=False)
+
+
+def _declared(tool: Tool) -> dict[str, Any]:
+    """A function as the model is shown it."""
+    return tool.function.model_dump(exclude_none=True, exclude={"strict"})
+
+
+def _functions(tools: Sequence[Tool]) -> list[dict[str, Any]]:
+    return [tool.function.model_dump(exclude_none=True) for tool in tools]
 
 
 def constraint_of(engine: Engine, form: ResponseFormat | None) -> GrammarConstraint | None:
@@ -221,25 +239,27 @@ def _stops(stop: str | list[str] | None) -> list[str]:
 # ---- what is answered ---------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Calls:
+def _shown_calls(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
     """A choice's tool calls as the interface shows them."""
+    return [
+        {"id": call_id(), "type": "function", "function": {"name": call.name, "arguments": arguments_json(call)}}
+        for call in calls
+    ]
 
-    calls: Sequence[ToolCall]
 
-    def shown(self, *, streamed: bool = False) -> list[dict[str, Any]]:
-        shown = []
-        for i, call in enumerate(self.calls):
-            # What the model wrote when it is no call in the model's own notation: the client can tell it is no JSON.
-            arguments = call.raw if call.arguments is None else json.dumps(call.arguments, ensure_ascii=False)
-            function = {"name": call.name, "arguments": arguments}
-            index = {"index": i} if streamed else {}
-            shown.append({**index, "id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function})
-        return shown
+def call_id() -> str:
+    return f"call_{uuid.uuid4().hex[:24]}"
+
+
+def _shown_delta(delta: CallDelta) -> dict[str, Any]:
+    if delta.name is None:
+        return {"index": delta.index, "function": {"arguments": delta.arguments}}
+    function = {"name": delta.name, "arguments": delta.arguments}
+    return {"index": delta.index, "id": call_id(), "type": "function", "function": function}
 
 
 def finish_reason(last: Piece) -> str:
-    if last.tool_calls:
+    if last.tool_calls and last.tool_calls[-1].finished:
         return "tool_calls"
     return "length" if last.finish_reason == "length" else "stop"
 
@@ -289,7 +309,7 @@ def _choice(index: int, pieces: Sequence[Piece], tokenizer: Tokenizer, with_logp
         message["reasoning_content"] = reasoning
     if last.tool_calls:
         message["content"] = text or None
-        message["tool_calls"] = _Calls(last.tool_calls).shown()
+        message["tool_calls"] = _shown_calls(last.tool_calls)
     scores = [score for piece in pieces for score in piece.scores]
     return {
         "index": index,
@@ -319,12 +339,12 @@ async def _chunks(
             delta["reasoning_content"] = piece.reasoning
         if piece.text or (scores and scores["content"]):
             delta["content"] = piece.text
+        if piece.call_deltas:
+            delta["tool_calls"] = [_shown_delta(one) for one in piece.call_deltas]
         if delta:
             yield chunk(index, delta, scores=scores)
         if piece.finish_reason is not None:
             lasts.append(piece)
-            if piece.tool_calls:
-                yield chunk(index, {"tool_calls": _Calls(piece.tool_calls).shown(streamed=True)})
             yield chunk(index, {}, finish_reason(piece), timings=timings(piece))
     if include_usage:
         yield event({**head, "choices": [], "usage": usage(lasts)})

@@ -45,7 +45,6 @@ async def completions(http: HttpRequest) -> Response:
 
 
 async def _requests(engine: Engine, asked: CompletionRequest, prompts: Sequence[str], client: str) -> list[Request]:
-    asked.refuse_unsupported()
     if asked.suffix:
         raise ApiError(400, "suffix is not supported by this server", code="unsupported_parameter", param="suffix")
     if not 1 <= len(prompts) * asked.n <= engine.settings.max_choices:

@@ -17,6 +17,7 @@ from cellmd.errors import CellmdError, ContextLengthError
 from cellmd.processors.features import Prompt
 from cellmd.runtime.result import Piece
 from cellmd.runtime.scheduler import Job, Request, Scheduler
+from cellmd.server.conversations import Conversations
 from cellmd.server.errors import ApiError
 from cellmd.server.fetch import Fetcher, Wanted
 from cellmd.server.grammar import GrammarConstraint, Grammars
@@ -39,6 +40,7 @@ class Engine:
         text = model.config.text
         self.grammars = Grammars(model.processor.tokenizer, text.vocab_size, text.eos_token_ids[0])
         self.fetcher = Fetcher(settings.max_body_bytes, settings.body_seconds) if settings.allow_urls else None
+        self.conversations = Conversations()
         self._limiter: anyio.CapacityLimiter | None = None
 
     def fetched(self, wanted: Sequence[Wanted]) -> AbstractAsyncContextManager[Mapping[str, bytes]]:

@@ -15,6 +15,8 @@ import numpy as np
 
 from cellmd.errors import ArgumentError, BackendError
 from cellmd.processors.tokenizer import Tokenizer
+from cellmd.processors.tool_calls import QUOTE
+from cellmd.server.call_grammar import call_grammar, names_alone
 
 _MOST_CHARACTERS = 256 << 10
 
@@ -49,28 +51,24 @@ class Grammars:
     def lark(self, grammar: str) -> GrammarConstraint:
         return self._constraint(llguidance.LLMatcher.grammar_from_lark(_bounded(grammar)), "grammar")
 
-    def tool_calls(self, functions: Sequence[Mapping[str, Any]], *, several: bool) -> GrammarConstraint:
-        """One call of one of the functions, or several; arguments have the names that the function declares."""
-        ids = {name: self._tokenizer.token_id(name) for name in ("<|tool_call>", "<tool_call|>", '<|"|>')}
+    def tool_calls(
+        self, functions: Sequence[Mapping[str, Any]], *, several: bool, strict: bool = True
+    ) -> GrammarConstraint:
+        """One call of one of the functions, or several, with arguments of their schemas. strict: see `call_grammar`."""
+        ids = {name: self._tokenizer.token_id(name) for name in ("<|tool_call>", "<tool_call|>", QUOTE)}
         if None in ids.values():
             raise ArgumentError("this model's vocabulary has no tokens for tool calls")
         begin, end, quote = (f"<[{number}]>" for number in ids.values())
-        rules = [f"start: call{'+' if several else ''}", f"call: {begin} ({' | '.join(_names(functions))}) {end}"]
-        for i, function in enumerate(functions):
-            properties = (function.get("parameters") or {}).get("properties")
-            keys = list(properties) if isinstance(properties, dict) else []
-            named = all(isinstance(key, str) and key for key in keys) and keys
-            key = "(" + " | ".join(json.dumps(key) for key in keys) + ")" if named else "KEY"
-            rules.append(f'f{i}: {json.dumps("call:" + str(function["name"]))} "{{" (p{i} ("," p{i})*)? "}}"')
-            rules.append(f'p{i}: {key} ":" value')
-        rules += [
-            f'value: text | NUMBER | "true" | "false" | "null" | object | list\ntext: {quote} TEXT {quote}',
-            'object: "{" (pair ("," pair)*)? "}"\npair: KEY ":" value\nlist: "[" (value ("," value)*)? "]"',
-            r"KEY: /[A-Za-z_][A-Za-z0-9_-]{0,63}/",
-            r"NUMBER: /-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,17})?/",
-            r"TEXT: /(.|\n)*/",
-        ]
-        return self.lark("\n".join(rules))
+
+        def of(functions: Sequence[Mapping[str, Any]]) -> GrammarConstraint:
+            return self.lark(call_grammar(functions, begin, end, quote, several=several, strict=strict))
+
+        try:
+            return of(functions)
+        except ArgumentError:
+            if strict or any(function.get("strict") for function in functions):
+                raise
+            return of([{**function, "parameters": names_alone(function.get("parameters"))} for function in functions])
 
     def _constraint(self, grammar: str, what: str) -> GrammarConstraint:
         matcher = llguidance.LLMatcher(self._tokens(), grammar, log_level=0)
@@ -139,10 +137,6 @@ class _Vocabulary:
         if token in self._tokenizer.byte_ids:
             return bytes([int(name[3:5], 16)])
         return name.encode() if token in self._tokenizer.special_tokens else name.replace("▁", " ").encode()
-
-
-def _names(functions: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [f"f{i}" for i in range(len(functions))]
 
 
 def _bounded(text: str) -> str:

@@ -27,7 +27,9 @@ _READ: dict[str, tuple[str, str]] = {
     "/openapi.json": ("application/json", "This document"),
     "/v1/models": ("application/json", "The model"),
     "/v1/models/{name}": ("application/json", "The model, by its name"),
+    "/v1/responses/{name}": ("application/json", "A response that is kept, by its id"),
 }
+_DELETED = {"/v1/responses/{name}": ("application/json", "Forget a response that is kept")}
 _ERRORS = {
     "400": "the request is wrong",
     "401": "the API key is missing or wrong",
@@ -54,6 +56,8 @@ def document(settings: ServerSettings) -> dict[str, Any]:
         "Error": {"type": "object", "required": ["error"], "properties": {"error": shown}},
     }
     paths: dict[str, Any] = {path: {"get": _reading(path, *about)} for path, about in _READ.items()}
+    for path, about in _DELETED.items():
+        paths[path]["delete"] = _reading(path, *about)
     paths |= {path: {"post": _asking(path, *about)} for path, about in _BODIES.items()}
     schemes: dict[str, Any] = {}
     security: dict[str, Any] = {}

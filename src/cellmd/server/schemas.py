@@ -10,6 +10,8 @@ from pydantic_core import from_json
 from cellmd.server.errors import ApiError
 
 Count = Annotated[int, Field(ge=1)]
+TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class Form(BaseModel):
@@ -98,6 +100,7 @@ class Function(Form):
     name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")
     description: str | None = None
     parameters: dict[str, Any] | None = None
+    strict: bool | None = Field(None, description="refuse the request if the parameters cannot be held to")
 
 
 class Tool(Form):
@@ -180,18 +183,15 @@ class Sampled(Form):
     seed: int | None = None
     stream: bool = False
     user: str | None = None
-    presence_penalty: float | None = Field(None, description="not supported: 0 or left out")
-    frequency_penalty: float | None = Field(None, description="not supported: 0 or left out")
-    logit_bias: dict[str, float] | None = Field(None, description="not supported: empty or left out")
-
-    def refuse_unsupported(self) -> None:
-        for name in ("presence_penalty", "frequency_penalty", "logit_bias"):
-            if getattr(self, name):
-                raise ApiError(400, f"{name} is not supported by this server", code="unsupported_parameter", param=name)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[TokenId, Bias] | None = Field(None, max_length=1024, description="by token id")
 
     def sampling(self) -> dict[str, Any]:
-        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-        return {name: getattr(self, name) for name in names}
+        names = ("temperature", "top_p", "top_k", "min_p")
+        penalties = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+        bias = None if self.logit_bias is None else {int(token): bias for token, bias in self.logit_bias.items()}
+        return {**{name: getattr(self, name) for name in (*names, *penalties)}, "logit_bias": bias}
 
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
@@ -249,8 +249,11 @@ class ResponsesRequest(Sampled):
     reasoning: ResponsesReasoning | None = None
     max_output_tokens: Count | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    previous_response_id: str | None = Field(None, description="not supported: the server keeps no conversations")
-    store: bool | None = None
+    include: list[str] | None = Field(
+        None, max_length=32, description="message.output_text.logprobs gives log probabilities"
+    )
+    previous_response_id: str | None = Field(None, description="go on from this response, while the server keeps it")
+    store: bool | None = Field(None, description="false: the response is not kept")
     metadata: dict[str, str] | None = None
 
 
