@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,8 @@ def choose_codings(
     source = SourceValues(checkpoint)
     rounded = RoundedValues(source, {name: each.coding for name, each in planned.items()})
     sensitivity = Sensitivity(source, rounded, checkpoint.config, unread_tensors(plan), few(prompts))
-    costs = sensitivity.measure(groups_of(checkpoint.config, planned), progress)
+    groups = groups_of(checkpoint.config, planned)
+    costs = sensitivity.measure(groups, None if progress is None else partial(_as_bytes, progress, planned))
     with ThreadPoolExecutor(n_threads, thread_name_prefix="budget") as pool:
         importance = sensitivity.importance
         errors = dict(
@@ -101,6 +103,12 @@ def choose_codings(
         ),
         sum(option.divergence for option in options),
     )
+
+
+def _as_bytes(progress: Progress, planned: Mapping[str, PlannedTensor], done: int, total: int, name: str) -> None:
+    """Progress of a conversion counts bytes of the source."""
+    all_bytes = sum(each.source_bytes for each in planned.values())
+    progress(all_bytes * done // total, all_bytes, name)
 
 
 def save_spending(path: Path, key: str, spending: Spending) -> None:

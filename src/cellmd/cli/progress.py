@@ -34,6 +34,8 @@ class ProgressBar:
         if self._visible:
             self._total = total
             bar = self._shown()
+            if bar.total != total:  # another stage begins
+                bar.reset(total)
             bar.set_postfix_str(what, refresh=False)
             bar.update(done - bar.n)
 
