@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from kernel_numbers import BF16
 
 from cellmd.backends.cuda.kernels.attention import decode_attention, prefill_attention
+from kernel_numbers import BF16
 
 pytestmark = pytest.mark.reference
 

@@ -260,8 +260,8 @@ def prefill_attention(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """`Ops.attention` for many rows; arguments and result as for `decode_attention`. Fastest where neighbouring rows are
-    neighbours in one sequence: a block of rows goes over all positions that one of them sees, once for each of its
+    """`Ops.attention` for many rows; arguments and result as for `decode_attention`. Fastest where neighbouring rows
+    are neighbours in one sequence: a block of rows goes over all positions that one of them sees, once for each of its
     slots."""
     n_rows, n_heads, head_dim = q.shape
     n_kv_heads = keys.shape[2]
