@@ -179,6 +179,18 @@ class Ops(ABC):
         self.add_(x, self.rms_norm(y, weight, eps))
         return x if scale == 1.0 else self.scale_(x, scale)
 
+    def add_norm_norm_geglu_(
+        self, x: Tensor, y: Tensor, closing: Tensor, weight: Tensor, eps: float, gate: Matrix, up: Matrix
+    ) -> Tensor:
+        """The closing of the block before, x += rms_norm(y, closing), and the first half of a gated layer of x."""
+        self.add_norm_(x, y, closing, eps)
+        return self.norm_geglu(x, weight, eps, gate, up)
+
+    def add_norm_gate_(self, x: Tensor, y: Tensor, closing: Tensor, eps: float, gate: Matrix, up: Tensor) -> Tensor:
+        """The closing of the block before, x += rms_norm(y, closing), and `geglu` of a product of x and of up."""
+        self.add_norm_(x, y, closing, eps)
+        return self.geglu(self.linear(x, gate), up)
+
     # ---- elementwise ----------------------------------------------------------------------------------------------
 
     @abstractmethod

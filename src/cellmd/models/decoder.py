@@ -199,17 +199,15 @@ class Decoder:
         queries = ops.norm_rope(queries, block.q_norm, eps, rows.turns[block.turn])
         attended = ops.attention(queries, caches[block.cache], rows.slots, rows.positions, block.window)
         attended = ops.reshape(attended, (rows.n, block.q_shape[0] * block.q_shape[1]))
-        ops.add_norm_(x, ops.linear(attended, block.output), block.attention_norm, eps)
-
-        y = ops.linear(ops.norm_geglu(x, block.ffn_norm, eps, *block.gate_up), block.down)
-        if block.per_layer is None:
-            ops.add_norm_(x, y, block.ffn_out_norm, eps, block.scale)
-        else:
-            ops.add_norm_(x, y, block.ffn_out_norm, eps)
-            gate_in, projection, norm = block.per_layer
+        y = ops.linear(attended, block.output)
+        gated = ops.add_norm_norm_geglu_(x, y, block.attention_norm, block.ffn_norm, eps, *block.gate_up)
+        y, norm = ops.linear(gated, block.down), block.ffn_out_norm
+        if block.per_layer is not None:
             observe(block.input_name, own_input)
-            y = ops.linear(ops.geglu(ops.linear(x, gate_in), own_input), projection)
-            ops.add_norm_(x, y, norm, eps, block.scale)
+            gate_in, projection, own_norm = block.per_layer
+            gated = ops.add_norm_gate_(x, y, norm, eps, gate_in, own_input)
+            y, norm = ops.linear(gated, projection), own_norm
+        ops.add_norm_(x, y, norm, eps, block.scale)
         observe(block.name, x)
 
 

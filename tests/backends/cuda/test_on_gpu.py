@@ -7,6 +7,7 @@ bfloat16 has an error, and the GPU may err twice as much. What multiplies no mat
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -75,28 +76,30 @@ def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.standard_normal(shape, dtype=np.float32)
 
 
-def weight(rng: np.random.Generator, shape: tuple[int, int], coding: Coding, rounding: Rounding) -> PackedTensor:
-    stored = encode("w", normal(rng, *shape) / np.float32(shape[1] ** 0.5), coding)
+@cache
+def weight(number: int, shape: tuple[int, int], coding: Coding, rounding: Rounding) -> PackedTensor:
+    values = normal(np.random.default_rng(number), *shape) / np.float32(shape[1] ** 0.5)
+    stored = encode("w", values, coding, search=False)
     return stored if rounding is as_it_is else packed(rounding(decode(stored)))
 
 
 I4, QAT, I8 = Coding("i4", "tile16", 128, "i8"), Coding("i4", "tile16", 32, "f16"), Coding("i8", "tile16", 64, "i8")
 CODINGS = [I4, QAT, Coding("i4", "tile16", 0, "f16"), Coding("i4", "row", 0, "f16"), I8, Coding("bf16"), Coding("f16")]
-ROWS = [1, 2, 3, 8, 17, 64, 65, 300]
+ROWS = [1, 2, 17, 64, 300]
 
 
 @pytest.mark.parametrize("coding", CODINGS, ids=str)
 @pytest.mark.parametrize("n", ROWS)
-@pytest.mark.parametrize(("m", "k"), [(256, 1536), (1536, 6144), (52, 40), (2048, 300)])
+@pytest.mark.parametrize(("m", "k"), [(256, 1536), (384, 6144), (52, 40), (1040, 300)])
 def test_linear(gpu: Ops, coding: Coding, n: int, m: int, k: int) -> None:
     def case(ops: Ops, rng: np.random.Generator, rounding: Rounding) -> Any:
-        matrix = ops.matrix(weight(rng, (m, k), coding, rounding))
+        matrix = ops.matrix(weight(0, (m, k), coding, rounding))
         return ops.linear(ops.floats(rounding(normal(rng, n, k))), matrix)
 
     judge(gpu, case)
 
 
-@pytest.mark.parametrize("coding", [I4, QAT, I8, Coding("bf16")], ids=str)
+@pytest.mark.parametrize("coding", [I4, QAT], ids=str)
 @pytest.mark.parametrize("n", ROWS)
 def test_fused_products(gpu: Ops, coding: Coding, n: int) -> None:
     for which in ("first", "last", "geglu", "clip"):
@@ -105,7 +108,7 @@ def test_fused_products(gpu: Ops, coding: Coding, n: int) -> None:
             x, norm = normal(rng, n, 1536), ops.array(packed(1 + 0.1 * normal(rng, 1536)))
             clip = (-1.0, 1.5, -0.5, 0.75) if which == "clip" else None
             shapes = [(512, 1536), (256, 1536), (256, 1536)]
-            matrices = [ops.matrix(weight(rng, shape, coding, rounding), clip=clip) for shape in shapes]
+            matrices = [ops.matrix(weight(i, shapes[i], coding, rounding), clip=clip) for i in range(3)]
             if which == "geglu":
                 return ops.norm_geglu(ops.floats(x), norm, 1e-6, *matrices[1:])
             if which == "clip":
@@ -199,7 +202,7 @@ FLOAT32_CASES: dict[str, Case] = {
     "top_k": lambda ops, rng, _: ops.top_k(ops.floats(np.round(normal(rng, 3, 262_144), 2)), 65)[0],
     "top_k columns": lambda ops, rng, _: ops.top_k(ops.floats(np.round(normal(rng, 3, 262_144), 2)), 65)[1],
     "embed of a matrix": lambda ops, rng, _: ops.embed(
-        ops.matrix(encode("w", normal(rng, 96, 512), QAT)), ops.ints([95, 0, 3, 3]), 39.2
+        ops.matrix(encode("w", normal(rng, 96, 512), QAT, search=False)), ops.ints([95, 0, 3, 3]), 39.2
     ),
 }
 
@@ -219,7 +222,7 @@ def test_float32(gpu: Ops, name: str) -> None:
 )
 def test_tables_on_the_host(gpu: Ops, coding: Coding) -> None:
     """Looked up through the bus: the numbers themselves, no rounding but that of the scale."""
-    stored = encode("t", normal(np.random.default_rng(0), 500, 1024), coding)
+    stored = encode("t", normal(np.random.default_rng(0), 500, 1024), coding, search=False)
     ids = [499, 0, 7, 7, 250]
     got = gpu.to_numpy(gpu.embed(gpu.table(stored), gpu.ints(ids), 16.0, 256, 1024))
     assert error(got, decode(stored)[ids, 256:] * 16) <= FLOAT32

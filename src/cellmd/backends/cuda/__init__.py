@@ -38,8 +38,10 @@ def create(threads: int | None = None) -> CudaOps:
     if tables not in ("host", "device"):
         raise BackendError(f"the environment variable {TABLES} must be host or device, found {tables!r}")
     check()
-    from cellmd.backends.cuda.operations import CudaOps
-
+    if find_spec("triton") is None:
+        from cellmd.backends.cuda.operations import CudaOps
+    else:
+        from cellmd.backends.cuda.fused import FusedOps as CudaOps
     return CudaOps("cuda", tables_on_device=tables == "device")
 
 

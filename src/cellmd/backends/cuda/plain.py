@@ -43,7 +43,7 @@ class TorchOps(Ops):
         self.device = torch.device(device)
         self._products = torch.float32 if self.device.type == "cpu" else torch.bfloat16
         self._upload = Upload(self.device, self._products, tables_on_device=tables_on_device)
-        self._frequencies: dict[tuple[float, int, int], torch.Tensor] = {}
+        self._frequencies: dict[tuple[float, int, int, float], torch.Tensor] = {}
 
     # ---- memory ---------------------------------------------------------------------------------------------------
 
@@ -161,9 +161,7 @@ class TorchOps(Ops):
 
     # ---- positions and attention ----------------------------------------------------------------------------------
 
-    def rope_table(
-        self, positions: Ints, base: float, rotary_dim: int, head_dim: int, stretch: float = 1.0
-    ) -> Tensor:
+    def rope_table(self, positions: Ints, base: float, rotary_dim: int, head_dim: int, stretch: float = 1.0) -> Tensor:
         key = (base, rotary_dim, head_dim, stretch)
         frequencies = self._frequencies.get(key)
         if frequencies is None:
