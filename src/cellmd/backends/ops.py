@@ -191,6 +191,27 @@ class Ops(ABC):
         self.add_norm_(x, y, closing, eps)
         return self.geglu(self.linear(x, gate), up)
 
+    def norm_add_embed(
+        self,
+        x: Tensor,
+        x_scale: float,
+        weight: Tensor,
+        eps: float,
+        table: Matrix,
+        ids: Tensor,
+        table_scale: float,
+        start: int,
+        scale: float,
+    ) -> Tensor:
+        """(rms_norm(x * x_scale, weight) + embed(table, ids, table_scale, start, start + W)) * scale of x (N, W), the
+        norm over each part of a row as wide as the weight. (N, W); x is used up."""
+        n_rows, n_columns = x.shape
+        width = weight.shape[0]
+        parts = self.reshape(self.scale_(x, x_scale), (n_rows * (n_columns // width), width))
+        normed = self.reshape(self.rms_norm(parts, weight, eps), (n_rows, n_columns))
+        looked_up = self.embed(table, ids, table_scale, start, start + n_columns)
+        return self.scale_(self.add_(normed, looked_up), scale)
+
     # ---- elementwise ----------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -303,6 +324,23 @@ class Ops(ABC):
         """`append_` of raw projections (N, Hkv, hd): keys normed and turned, values normed without a weight."""
         turned = self.norm_rope(keys, key_weight, eps, table)
         self.append_(cache, turned, self.rms_norm(values, None, eps), slots, positions)
+
+    def norm_rope_append_(
+        self,
+        q: Tensor,
+        q_weight: Tensor,
+        cache: Any,
+        keys: Tensor,
+        values: Tensor,
+        key_weight: Tensor,
+        eps: float,
+        table: Tensor,
+        slots: Tensor,
+        positions: Tensor,
+    ) -> Tensor:
+        """`append_normed_`, and `norm_rope` of q by the same table, which is given back."""
+        self.append_normed_(cache, keys, values, key_weight, eps, table, slots, positions)
+        return self.norm_rope(q, q_weight, eps, table)
 
     @abstractmethod
     def attention(self, q: Tensor, cache: Any, slots: Tensor, positions: Tensor, window: int) -> Tensor:

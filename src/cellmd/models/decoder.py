@@ -120,8 +120,8 @@ class Decoder:
             self._early_inputs = PerLayerInputs(ops, config, weights, 0, last_writer).of
             self._late_inputs = PerLayerInputs(ops, config, weights, last_writer, config.n_layers).of
         else:
-            self._early_inputs = lambda x, ids, n_rows: [None] * last_writer
-            self._late_inputs = lambda x, ids, n_rows: [None] * (config.n_layers - last_writer)
+            self._early_inputs = lambda x, ids: [None] * last_writer
+            self._late_inputs = lambda x, ids: [None] * (config.n_layers - last_writer)
 
     def forward(self, batch: Batch, caches: Sequence[Any], observe: Observe = ignore) -> Tensor | None:
         """Run the rows of a batch; logits float32 (R, V) of the wanted ones, None if there are none.
@@ -136,12 +136,12 @@ class Decoder:
         observe("embedded", x)
 
         all_rows = self._rows(batch.n_rows, batch.positions, batch.slots)
-        early_inputs = self._early_inputs(x, batch.ids, batch.n_rows)
+        early_inputs = self._early_inputs(x, batch.ids)
         if batch.wanted is None:
-            late_inputs = self._late_inputs(x, batch.ids, batch.n_rows)
+            late_inputs = self._late_inputs(x, batch.ids)
         elif batch.n_wanted:
             wanted_ids = ops.take_rows(batch.ids, batch.wanted)
-            late_inputs = self._late_inputs(ops.take_rows(x, batch.wanted), wanted_ids, batch.n_wanted)
+            late_inputs = self._late_inputs(ops.take_rows(x, batch.wanted), wanted_ids)
 
         for block, own_input in zip(self._early, early_inputs, strict=True):
             self._layer(block, block.projections, x, own_input, all_rows, caches, observe)
@@ -193,11 +193,17 @@ class Decoder:
         """One layer, into x (N, D) itself. projections: the block's q, k and v, or q alone to write nothing."""
         ops, eps = self._ops, self._eps
         queries, *written = ops.norm_linears(x, block.input_norm, eps, projections)
-        if written:
-            self._append(block, written, rows, caches)
         queries = ops.reshape(queries, (rows.n, *block.q_shape))
-        queries = ops.norm_rope(queries, block.q_norm, eps, rows.turns[block.turn])
-        attended = ops.attention(queries, caches[block.cache], rows.slots, rows.positions, block.window)
+        turns, cache = rows.turns[block.turn], caches[block.cache]
+        at = rows.slots, rows.positions
+        if written and self._config.values_normed:
+            keys, values = (ops.reshape(y, (rows.n, *block.kv_shape)) for y in written)
+            queries = ops.norm_rope_append_(queries, block.q_norm, cache, keys, values, block.k_norm, eps, turns, *at)
+        else:
+            if written:
+                self._append(block, written, rows, caches)
+            queries = ops.norm_rope(queries, block.q_norm, eps, turns)
+        attended = ops.attention(queries, cache, *at, block.window)
         attended = ops.reshape(attended, (rows.n, block.q_shape[0] * block.q_shape[1]))
         y = ops.linear(attended, block.output)
         gated = ops.add_norm_norm_geglu_(x, y, block.attention_norm, block.ffn_norm, eps, *block.gate_up)
@@ -217,29 +223,33 @@ class PerLayerInputs:
     def __init__(self, ops: Ops, config: TextConfig, weights: Weights, first: int, last: int) -> None:
         self._ops = ops
         self._eps = config.norm_eps
-        self._width = width = config.ple_dim
+        width = config.ple_dim
         self._token_scale = width**0.5
         self._projection_scale = config.d_model**-0.5
         aligned_first = next(layer for layer in range(first, -1, -1) if layer * width % _CUT == 0)
         aligned_last = next((i for i in range(last, config.n_layers) if i * width % _CUT == 0), config.n_layers)
-        self._n_groups = aligned_last - aligned_first
-        self._span = (aligned_first * width, aligned_last * width)
+        self._start = aligned_first * width
         self._columns = [((i - aligned_first) * width, (i - aligned_first + 1) * width) for i in range(first, last)]
         self._table = weights.table("embed_tokens_per_layer.weight")
-        self._projection = ops.rows_of(weights.matrix("per_layer_model_projection"), *self._span)
+        self._projection = ops.rows_of(weights.matrix("per_layer_model_projection"), self._start, aligned_last * width)
         self._norm = weights.norm("per_layer_projection_norm")
 
-    def of(self, x: Tensor, ids: Tensor, n_rows: int) -> list[Tensor]:
+    def of(self, x: Tensor, ids: Tensor) -> list[Tensor]:
         """One (N, P) view a layer, from the embedded rows x (N, D) and their ids (N,)."""
         if not self._columns:
             return []
-        ops, (start, stop) = self._ops, self._span
-        context = ops.scale_(ops.linear(x, self._projection), self._projection_scale)
-        context = ops.reshape(context, (n_rows * self._n_groups, self._width))
-        context = ops.rms_norm(context, self._norm, self._eps)
-        context = ops.reshape(context, (n_rows, stop - start))
-        identity = ops.embed(self._table, ids, self._token_scale, start, stop)
-        both = ops.scale_(ops.add_(context, identity), 2.0**-0.5)
+        ops = self._ops
+        both = ops.norm_add_embed(
+            ops.linear(x, self._projection),
+            self._projection_scale,
+            self._norm,
+            self._eps,
+            self._table,
+            ids,
+            self._token_scale,
+            self._start,
+            2.0**-0.5,
+        )
         return [ops.columns(both, *span) for span in self._columns]
 
 

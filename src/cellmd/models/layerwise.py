@@ -32,7 +32,7 @@ class LayerwiseDecoder(Decoder):
 
     def own_input(self, index: int, embedded: Tensor, batch: Batch) -> Tensor | None:
         """The layer's per-layer input (N, P) from what `embed` gave; None in a model without."""
-        return self._own_inputs[index].of(embedded, batch.ids, batch.n_rows)[0] if self._own_inputs else None
+        return self._own_inputs[index].of(embedded, batch.ids)[0] if self._own_inputs else None
 
     def layer(self, index: int, x: Tensor, own_input: Tensor | None, batch: Batch, caches: Mapping[int, Any]) -> Tensor:
         """Run a layer into x (N, D) itself. caches: by layer index, at least the one that this layer reads."""

@@ -9,20 +9,71 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from cellmd.backends.cuda.attention import Cache, Ints
 from cellmd.backends.cuda.kernels import attention as attend
 from cellmd.backends.cuda.kernels import linear as few
+from cellmd.backends.cuda.kernels import lookup, norms
+from cellmd.backends.cuda.kernels.top_k import top_k
 from cellmd.backends.cuda.operations import CudaOps
-from cellmd.backends.cuda.weights import DeviceMatrix
+from cellmd.backends.cuda.plain import DECODED_BYTES
+from cellmd.backends.cuda.weights import DeviceMatrix, DeviceTable
 from cellmd.backends.ops import Tensor
 
 _FEW_ROWS = few.MOST_ROWS
+
+_PART_ROWS = 16
+"""A matrix is decoded in parts of a multiple of so many rows."""
+
+_MOST_LARGEST = 1024
+"""As many of the largest logits as the kernel finds."""
+
+_ACTIVATIONS = torch.bfloat16
+"""What is only multiplied next need not be float32 in between."""
 
 
 class FusedOps(CudaOps):
     """See `cellmd.backends.cuda.create`, which makes one where Triton is installed."""
 
+    # ---- rows -----------------------------------------------------------------------------------------------------
+
+    def embed(
+        self, table: DeviceMatrix | DeviceTable, ids: Ints, scale: float, start: int = 0, stop: int | None = None
+    ) -> Tensor:
+        return lookup.embed(table, ids.device, scale, start, stop)
+
+    def norm_add_embed(
+        self,
+        x: Tensor,
+        x_scale: float,
+        weight: Tensor,
+        eps: float,
+        table: DeviceTable | DeviceMatrix,
+        ids: Ints,
+        table_scale: float,
+        start: int,
+        scale: float,
+    ) -> Tensor:
+        return lookup.per_layer_inputs(x, x_scale, weight, eps, table, ids.device, table_scale, start, scale)
+
     # ---- dense ----------------------------------------------------------------------------------------------------
+
+    def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        return norms.rms_norm(x.contiguous(), weight, eps)
+
+    def add_norm_(self, x: Tensor, y: Tensor, weight: Tensor, eps: float, scale: float = 1.0) -> Tensor:
+        norms.add_norm_(x, y.contiguous(), weight, eps, scale)
+        return x
+
+    def _product(self, x: Tensor, matrix: DeviceMatrix) -> Tensor:
+        if matrix.bits != 4 or x.dtype != torch.bfloat16:
+            return super()._product(x, matrix)
+        n_rows, n_columns = matrix.shape
+        step = max(_PART_ROWS, DECODED_BYTES // (2 * n_columns) // _PART_ROWS * _PART_ROWS)
+        parts = [matrix.rows(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]
+        products = [torch.mm(x, lookup.decoded(part).t(), out_dtype=torch.float32) for part in parts]
+        return products[0] if len(products) == 1 else torch.cat(products, dim=1)
 
     def linear(self, x: Tensor, matrix: DeviceMatrix) -> Tensor:
         if not _takes(x, matrix):
@@ -38,41 +89,91 @@ class FusedOps(CudaOps):
         self, x: Tensor, weight: Tensor, eps: float, matrices: Sequence[DeviceMatrix]
     ) -> tuple[Tensor, ...]:
         if not _fits_in_product(x, *matrices):
-            return super().norm_linears(x, weight, eps, matrices)
+            return self.linears(norms.rms_norm(x, weight, eps, dtype=_ACTIVATIONS), matrices)
         groups = _alike(matrices)
         return tuple(y for group in groups for y in few.linear(x, group, norm_weight=weight, eps=eps))
 
     def norm_geglu(self, x: Tensor, weight: Tensor, eps: float, gate: DeviceMatrix, up: DeviceMatrix) -> Tensor:
-        if not _takes(x, gate, up) or not few.alike((gate, up)):
-            return super().norm_geglu(x, weight, eps, gate, up)
-        if _fits_in_product(x, gate, up):
-            return few.geglu(x, gate, up, norm_weight=weight, eps=eps)
-        return few.geglu(self.rms_norm(x, weight, eps), gate, up)
+        if _fits_in_product(x, gate, up) and few.alike((gate, up)):
+            return few.geglu(x, gate, up, norm_weight=weight, eps=eps, dtype=_ACTIVATIONS)
+        return self._geglu(norms.rms_norm(x, weight, eps, dtype=_ACTIVATIONS), gate, up)
 
     def add_norm_norm_geglu_(
         self, x: Tensor, y: Tensor, closing: Tensor, weight: Tensor, eps: float, gate: DeviceMatrix, up: DeviceMatrix
     ) -> Tensor:
         if not _fits_in_product(x, gate, up) or not few.alike((gate, up)):
-            return super().add_norm_norm_geglu_(x, y, closing, weight, eps, gate, up)
+            normed = norms.add_norm_(x, y, closing, eps, next_weight=weight, dtype=_ACTIVATIONS)
+            return self._geglu(normed, gate, up)
         residual = few.Residual(y, closing, x.new_empty(x.shape))
-        gated = few.geglu(x, gate, up, norm_weight=weight, residual=residual, eps=eps)
+        gated = few.geglu(x, gate, up, norm_weight=weight, residual=residual, eps=eps, dtype=_ACTIVATIONS)
         x.data = residual.out
         return gated
 
     def add_norm_gate_(self, x: Tensor, y: Tensor, closing: Tensor, eps: float, gate: DeviceMatrix, up: Tensor) -> Any:
         if _fits_in_product(x, gate):
             residual = few.Residual(y, closing, x.new_empty(x.shape))
-            gated = few.geglu(x, gate, up, residual=residual, eps=eps)
+            gated = few.geglu(x, gate, up, residual=residual, eps=eps, dtype=_ACTIVATIONS)
             x.data = residual.out
             return gated
         self.add_norm_(x, y, closing, eps)
-        return few.geglu(x, gate, up) if _takes(x, gate) else self.geglu(self.linear(x, gate), up)
+        if _takes(x, gate):
+            return few.geglu(x, gate, up, dtype=_ACTIVATIONS)
+        return self.geglu(self.linear(x, gate), up)
 
-    # ---- attention ------------------------------------------------------------------------------------------------
+    def _geglu(self, x: Tensor, gate: DeviceMatrix, up: DeviceMatrix) -> Tensor:
+        if _takes(x, gate, up) and few.alike((gate, up)):
+            return few.geglu(x, gate, up, dtype=_ACTIVATIONS)
+        return self.geglu(*self.linears(x, (gate, up)))
+
+    # ---- positions and attention ----------------------------------------------------------------------------------
+
+    def norm_rope(self, x: Tensor, weight: Tensor, eps: float, table: Tensor) -> Tensor:
+        return norms.turn_and_append_(x, None, None, weight, None, eps, table, None, None, None)
+
+    def append_normed_(
+        self,
+        cache: Cache,
+        keys: Tensor,
+        values: Tensor,
+        key_weight: Tensor,
+        eps: float,
+        table: Tensor,
+        slots: Ints,
+        positions: Ints,
+    ) -> None:
+        memory = cache.keys, cache.values, cache.capacity
+        at = slots.device, positions.device
+        norms.turn_and_append_(None, keys, values, None, key_weight, eps, table, memory, *at)
+
+    def norm_rope_append_(
+        self,
+        q: Tensor,
+        q_weight: Tensor,
+        cache: Cache,
+        keys: Tensor,
+        values: Tensor,
+        key_weight: Tensor,
+        eps: float,
+        table: Tensor,
+        slots: Ints,
+        positions: Ints,
+    ) -> Tensor:
+        memory = cache.keys, cache.values, cache.capacity
+        at = slots.device, positions.device
+        return norms.turn_and_append_(q, keys, values, q_weight, key_weight, eps, table, memory, *at)
 
     def attention(self, q: Tensor, cache: Cache, slots: Ints, positions: Ints, window: int) -> Tensor:
         attention = attend.decode_attention if q.shape[0] <= _FEW_ROWS else attend.prefill_attention
-        return attention(q, cache.keys, cache.values, cache.capacity, slots.device, positions.device, window)
+        at = slots.device, positions.device
+        return attention(q, cache.keys, cache.values, cache.capacity, *at, window, dtype=_ACTIVATIONS)
+
+    # ---- vocabulary -----------------------------------------------------------------------------------------------
+
+    def top_k(self, logits: Tensor, k: int) -> tuple[Tensor, Ints]:
+        if not 1 <= k <= min(_MOST_LARGEST, logits.shape[1]):
+            return super().top_k(logits, k)
+        values, ids = top_k(logits, k)
+        return values, Ints(self.device, device=ids)
 
 
 def _takes(x: Tensor, *matrices: DeviceMatrix) -> bool:

@@ -27,7 +27,7 @@ from cellmd.quant.tensor import PackedTensor
 
 _LOWEST = -(1 << 31)
 
-_DECODED_BYTES = 1 << 27
+DECODED_BYTES = 1 << 27
 """Of a matrix that is multiplied as decoded numbers, at most this much is decoded at a time."""
 
 
@@ -78,7 +78,7 @@ class TorchOps(Ops):
     def to_numpy(self, x: Tensor | Ints) -> Any:
         if isinstance(x, Ints):
             return x.device.cpu().numpy().copy()
-        return x.cpu().numpy().copy()
+        return x.float().cpu().numpy().copy()
 
     # ---- rows -----------------------------------------------------------------------------------------------------
 
@@ -115,7 +115,7 @@ class TorchOps(Ops):
 
     def _product(self, x: Tensor, matrix: DeviceMatrix) -> Tensor:
         n_rows, n_columns = matrix.shape
-        step = max(16, _DECODED_BYTES // (n_columns * x.element_size()) // 16 * 16)
+        step = max(16, DECODED_BYTES // (n_columns * x.element_size()) // 16 * 16)
         if n_rows <= step:
             return attend.product(x[None], matrix.decoded(x.dtype).t()[None])[0]
         y = torch.empty((x.shape[0], n_rows), dtype=torch.float32, device=x.device)
