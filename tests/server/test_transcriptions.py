@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -275,9 +276,48 @@ def test_openais_client(client: openai.OpenAI, recording: np.ndarray) -> None:
     assert create(model="tiny", file=("quiet.wav", wav(silence(2)))).text == ""
 
 
+def test_a_streamed_transcript(client: openai.OpenAI, live: Live, recording: np.ndarray) -> None:
+    file = ("talk.wav", wav(recording))
+    whole = client.audio.transcriptions.create(model="tiny", file=file).text
+    events: list[Any] = list(client.audio.transcriptions.create(model="tiny", file=file, stream=True))
+    deltas = [event.delta for event in events if event.type == "transcript.text.delta"]
+    assert len(deltas) == 4
+    assert "".join(deltas) == whole == events[-1].text
+    assert events[-1].type == "transcript.text.done"
+    with pytest.raises(openai.BadRequestError):
+        client.audio.transcriptions.create(model="tiny", file=("x.wav", b"no sound"), stream=True)
+    until(lambda: live.counts.running == 0)
+
+
+def test_a_client_that_leaves_ends_its_transcript(live: Live, recording: np.ndarray) -> None:
+    before = live.counts.finished
+    files = {"file": ("talk.wav", wav(np.concatenate([recording] * 8)))}
+    address = f"{live.url}/v1/audio/transcriptions"
+    for stream in ("true", "false"):
+        with live.slowed(), contextlib.suppress(httpx.ReadTimeout):
+            with httpx.stream("POST", address, data={"stream": stream}, files=files, timeout=1.0) as answer:
+                next(answer.iter_lines())
+        until(lambda: live.counts.running == 0)
+    assert live.counts.finished - before < 2 * 8 * 4
+
+
+@pytest.mark.parametrize("granularities", [["word"], ["word", "segment"], ["segment"]])
+def test_times_of_words_are_not_made_up(client: openai.OpenAI, granularities: Any) -> None:
+    options: Any = {"response_format": "verbose_json", "timestamp_granularities": granularities}
+    create: Any = client.audio.transcriptions.create
+    if "word" in granularities:
+        with pytest.raises(openai.BadRequestError, match="made up") as error:
+            create(model="tiny", file=("x.wav", wav(voice(2))), **options)
+        assert error.value.param == "timestamp_granularities"
+    else:
+        assert len(create(model="tiny", file=("x.wav", wav(voice(2))), **options).segments) == 1
+
+
 @pytest.mark.parametrize(
     ("form", "files"),
     [
+        ({"timestamp_granularities[]": "letter"}, {"file": ("x.wav", wav(silence(1)))}),
+        ({"stream": "perhaps"}, {"file": ("x.wav", wav(silence(1)))}),
         ({}, None),
         ({"file": "a text"}, None),
         ({}, {"file": ("x.wav", b"no sound")}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Literal
 
 from pydantic import Field
@@ -14,14 +15,17 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from cellmd.server.chat import client_of
-from cellmd.server.engine import Engine, left
+from cellmd.server.engine import Engine, while_there
 from cellmd.server.errors import ApiError
+from cellmd.server.events import DONE, event, event_stream
 from cellmd.server.schemas import Form, parse_object
 from cellmd.transcribe.formats import Segment, as_srt, as_vtt
-from cellmd.transcribe.pauses import RATE_HZ, pieces
+from cellmd.transcribe.pauses import RATE_HZ, Span, pieces
 from cellmd.transcribe.recording import Task, read, transcribe
 
 _MOST_FIELDS = 32
+_NOTHING = object()
+_GRANULARITIES = ("timestamp_granularities[]", "timestamp_granularities")
 
 
 class AudioRequest(Form):
@@ -33,6 +37,10 @@ class AudioRequest(Form):
     prompt: str | None = Field(None, max_length=2000, description="words that may occur")
     response_format: Literal["json", "text", "srt", "vtt", "verbose_json"] = "json"
     temperature: float = Field(0.0, ge=0, le=100)
+    stream: bool = Field(False, description="segments as server-sent events, as they are heard")
+    timestamp_granularities: list[Literal["segment", "word"]] = Field(
+        [], alias="timestamp_granularities[]", max_length=2, description="segment; word is refused: see the manual"
+    )
 
 
 async def transcriptions(http: HttpRequest) -> Response:
@@ -46,40 +54,108 @@ async def translations(http: HttpRequest) -> Response:
 async def _heard(http: HttpRequest, *, translate: bool) -> Response:
     engine: Engine = http.app.state.engine
     asked, sound = await _form(http)
+    if "word" in asked.timestamp_granularities:
+        raise ApiError(
+            400,
+            "timestamp_granularities: the model writes what it hears and does not say when each word was spoken; times "
+            "of words would be made up. `segment` gives the times of passages between pauses",
+            code="unsupported_parameter",
+            param="timestamp_granularities",
+        )
     waveform = await engine.in_thread(read, sound, engine.model, engine.settings.media_limits)
     spans = await engine.in_thread(pieces, waveform)
     task = Task(translate, asked.language or None, asked.prompt or "", asked.temperature)
-    stop = threading.Event()
+    hearing = Hearing(engine, waveform, spans, task, client_of(http))
+    seconds = len(waveform) / RATE_HZ
+    if asked.stream:
+        await hearing.begun(http)
+        return event_stream(hearing, _events(hearing, seconds))
+    return _shown(asked, await hearing.whole(http), seconds, translate=translate)
 
-    def hear() -> list[Segment]:
-        return list(
-            transcribe(
-                engine.model,
-                engine.scheduler,
-                waveform,
-                spans,
-                task,
-                at_once=engine.scheduler.n_slots,
-                client=client_of(http),
-                stopped=stop.is_set,
-            )
-        )
 
-    hearing = asyncio.ensure_future(asyncio.to_thread(hear))
-    leaving = asyncio.ensure_future(left(http))
-    try:
-        await asyncio.wait(
-            (hearing, leaving), timeout=engine.settings.answer_seconds, return_when=asyncio.FIRST_COMPLETED
+class Hearing:
+    """The segments of a recording as they are heard, in order, those without words left out. `close` ends it early."""
+
+    def __init__(self, engine: Engine, waveform: Any, spans: list[Span], task: Task, client: str) -> None:
+        self._found: asyncio.Queue[Segment | Exception | None] = asyncio.Queue()
+        self._first: Any = _NOTHING
+        self._stop = threading.Event()
+        self._loop = asyncio.get_running_loop()
+        self._seconds = engine.settings.answer_seconds
+        self._ends = self._loop.time() + self._seconds
+        segments = transcribe(
+            engine.model,
+            engine.scheduler,
+            waveform,
+            spans,
+            task,
+            at_once=engine.scheduler.n_slots,
+            client=client,
+            stopped=self._stop.is_set,
         )
-        if not hearing.done():
-            if leaving.done():
-                raise ApiError(499, "the client left")
-            raise ApiError(504, "the recording took too long", code="timeout")
-        segments = hearing.result()
-    finally:
-        stop.set()
-        leaving.cancel()
-    return _shown(asked, [s for s in segments if s.text], len(waveform) / RATE_HZ, translate=translate)
+        self._working = asyncio.ensure_future(asyncio.to_thread(self._hear, segments))
+
+    def _hear(self, segments: Iterator[Segment]) -> None:
+        last: Exception | None = None
+        try:
+            for segment in segments:
+                self._loop.call_soon_threadsafe(self._found.put_nowait, segment)
+        except Exception as error:
+            last = error
+        self._loop.call_soon_threadsafe(self._found.put_nowait, last)
+
+    async def __aiter__(self) -> AsyncIterator[Segment]:
+        while True:
+            found = self._first if self._first is not _NOTHING else await self._next()
+            self._first = _NOTHING
+            if isinstance(found, Exception):
+                raise found
+            if found is None:
+                return
+            if found.text:
+                yield found
+
+    async def _next(self) -> Segment | Exception | None:
+        try:
+            return await asyncio.wait_for(self._found.get(), self._ends - self._loop.time())
+        except TimeoutError:
+            return ApiError(504, f"the recording took longer than {self._seconds:g} s", code="timeout")
+
+    async def begun(self, http: HttpRequest) -> None:
+        """Returns once there is a segment. What goes wrong before that is raised: it still has a status of its own."""
+        try:
+            self._first = await while_there(http, self._next())
+            if isinstance(self._first, Exception):
+                raise self._first
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._stop.set()
+
+    async def whole(self, http: HttpRequest) -> list[Segment]:
+        """All segments. Raises ApiError if the client leaves."""
+        try:
+            return await while_there(http, self._all())
+        finally:
+            self.close()
+
+    async def _all(self) -> list[Segment]:
+        return [segment async for segment in self]
+
+
+async def _events(hearing: Hearing, seconds: float) -> AsyncIterator[str]:
+    texts: list[str] = []
+    async for segment in hearing:
+        yield event({"type": "transcript.text.delta", "delta": f" {segment.text}" if texts else segment.text})
+        texts.append(segment.text)
+    yield event({"type": "transcript.text.done", "text": " ".join(texts), "usage": _usage(seconds)})
+    yield DONE
+
+
+def _usage(seconds: float) -> dict[str, Any]:
+    return {"type": "duration", "seconds": round(seconds, 3)}
 
 
 async def _form(http: HttpRequest) -> tuple[AudioRequest, bytes]:
@@ -87,9 +163,9 @@ async def _form(http: HttpRequest) -> tuple[AudioRequest, bytes]:
         raise ApiError(400, "send the recording as multipart/form-data", code="invalid_value")
     try:
         async with http.form(max_files=1, max_fields=_MOST_FIELDS) as form:
-            asked = parse_object(
-                {key: value for key, value in form.items() if isinstance(value, str)} | {"file": None}, AudioRequest
-            )
+            fields: dict[str, Any] = {key: value for key, value in form.items() if isinstance(value, str)}
+            granularities = [value for key in _GRANULARITIES for value in form.getlist(key)]
+            asked = parse_object({**fields, "file": None, _GRANULARITIES[0]: granularities}, AudioRequest)
             file = form.get("file")
             if not isinstance(file, UploadFile):
                 raise ApiError(400, "file: the recording is missing", code="invalid_value", param="file")
@@ -107,7 +183,7 @@ def _shown(asked: AudioRequest, segments: list[Segment], seconds: float, *, tran
     if asked.response_format == "vtt":
         return PlainTextResponse(as_vtt(segments), media_type="text/vtt")
     if asked.response_format == "json":
-        return JSONResponse({"text": text, "usage": {"type": "duration", "seconds": round(seconds, 3)}})
+        return JSONResponse({"text": text, "usage": _usage(seconds)})
     return JSONResponse(
         {
             "task": "translate" if translate else "transcribe",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -152,18 +152,25 @@ class Answers:
             async for number, piece in self:
                 pieces[number].append(piece)
 
-        collecting = asyncio.ensure_future(collect())
-        leaving = asyncio.ensure_future(left(http))
         try:
-            await asyncio.wait((collecting, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if not collecting.done():
-                raise ApiError(499, "the client left")
-            collecting.result()
+            await while_there(http, collect())
         finally:
-            for task in (collecting, leaving):
-                task.cancel()
             self.close()
         return pieces
+
+
+async def while_there(http: HttpRequest, work: Coroutine[Any, Any, Made]) -> Made:
+    """What the work makes, unless the client leaves before: then ApiError, and the work is cancelled."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(left(http))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ApiError(499, "the client left")
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
 
 
 async def left(http: HttpRequest) -> None:

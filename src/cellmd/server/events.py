@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.responses import StreamingResponse
 
-from cellmd.server.engine import Answers
 from cellmd.server.errors import as_api_error
 
 DONE = "data: [DONE]\n\n"
@@ -19,7 +18,11 @@ def event(content: dict[str, Any], name: str | None = None) -> str:
     return f"{head}data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
-def event_stream(answers: Answers, events: AsyncIterator[str]) -> StreamingResponse:
+class Closable(Protocol):
+    def close(self) -> None: ...
+
+
+def event_stream(answers: Closable, events: AsyncIterator[str]) -> StreamingResponse:
     """The events as a response. Whatever ends it, also a client that leaves, ends the answers; an error midway is told
     as an event of its own, because the status has long been sent."""
 

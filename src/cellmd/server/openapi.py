@@ -89,7 +89,7 @@ def _asking(path: str, form: type[BaseModel], media_type: str, summary: str) -> 
     if path in _STREAMED:
         content["text/event-stream"] = {}
     elif media_type.startswith("multipart"):
-        content["text/plain"] = {}
+        content |= {kind: {} for kind in ("text/plain", "text/vtt", "application/x-subrip", "text/event-stream")}
     return {
         "summary": summary,
         "requestBody": {"required": True, "content": {media_type: {"schema": schema}}},
