@@ -47,6 +47,8 @@ _WHOLE = {
     "audio": r"^model\.(audio_tower|embed_audio)\.",
 }
 
+_EMBEDDING = f"{DECODER}embed_tokens.weight"
+
 TOWERS = ("vision", "audio")
 PARTS = 3
 """Parts of the decoder's depth."""
@@ -131,7 +133,7 @@ class Sensitivity:
     ) -> None:
         """source, stored: the model's own numbers, and those that groups are measured with. tensors: by name, to bind
         a model to. prompts: all are used as they are."""
-        self._values = MixedValues(source, stored)
+        self._values = MixedValues(source, stored, keep=_EMBEDDING)
         self._config = config
         self._tensors = tensors
         self._prompts = prompts
@@ -174,9 +176,8 @@ class Sensitivity:
             if index in starts and index:
                 self._standings[index] = self._stream.standing()
             self._layer(index, remember=True)
-        head = f"{DECODER}embed_tokens.weight"
         for piece in range(len(self._prompts)):
-            self._remember({head: self._stream.head_input(piece)})
+            self._remember({_EMBEDDING: self._stream.head_input(piece)})
         self._answers = [log_softmax(self._logits(piece)) for piece in range(len(self._prompts))]
         self._values.forget()
 

@@ -89,14 +89,23 @@ class StoredValues:
 
 
 class MixedValues:
-    """The source's numbers, but `stored`'s for the tensors in `names`, which may be set anew between runs."""
+    """The source's numbers, but `stored`'s for the tensors in `names`, which may be set anew between runs.
 
-    def __init__(self, source: Values, stored: Values) -> None:
+    keep: a tensor that every run ends with, and which costs much to read: the source's is not given up.
+    """
+
+    def __init__(self, source: Values, stored: Values, keep: str) -> None:
         self.names: frozenset[str] = frozenset()
         self._source = source
         self._stored = stored
+        self._keep = keep
+        self._kept: np.ndarray | None = None
 
     def whole(self, name: str) -> np.ndarray:
+        if name == self._keep and name not in self.names:
+            if self._kept is None:
+                self._kept = self._source.whole(name)
+            return self._kept
         return (self._stored if name in self.names else self._source).whole(name)
 
     def rows(self, name: str, ids: np.ndarray) -> np.ndarray:
