@@ -41,7 +41,7 @@ def create(threads: int | None = None) -> CudaOps:
     if find_spec("triton") is None:
         from cellmd.backends.cuda.operations import CudaOps
     else:
-        from cellmd.backends.cuda.fused import FusedOps as CudaOps
+        from cellmd.backends.cuda.fused import FusedCudaOps as CudaOps
     return CudaOps("cuda", tables_on_device=tables == "device")
 
 

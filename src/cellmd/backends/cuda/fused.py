@@ -17,7 +17,7 @@ from cellmd.backends.cuda.kernels import linear as few
 from cellmd.backends.cuda.kernels import lookup, norms
 from cellmd.backends.cuda.kernels.top_k import top_k
 from cellmd.backends.cuda.operations import CudaOps
-from cellmd.backends.cuda.plain import DECODED_BYTES
+from cellmd.backends.cuda.plain import DECODED_BYTES, TorchOps
 from cellmd.backends.cuda.weights import DeviceMatrix, DeviceTable
 from cellmd.backends.ops import Tensor
 
@@ -33,8 +33,8 @@ _ACTIVATIONS = torch.bfloat16
 """What is only multiplied next need not be float32 in between."""
 
 
-class FusedOps(CudaOps):
-    """See `cellmd.backends.cuda.create`, which makes one where Triton is installed."""
+class FusedOps(TorchOps):
+    """On a GPU, or on the CPU in Triton's interpreter, where tests run it."""
 
     # ---- rows -----------------------------------------------------------------------------------------------------
 
@@ -174,6 +174,10 @@ class FusedOps(CudaOps):
             return super().top_k(logits, k)
         values, ids = top_k(logits, k)
         return values, Ints(self.device, device=ids)
+
+
+class FusedCudaOps(CudaOps, FusedOps):
+    """See `cellmd.backends.cuda.create`, which makes one where Triton is installed."""
 
 
 def _takes(x: Tensor, *matrices: DeviceMatrix) -> bool:

@@ -1,4 +1,4 @@
-"""The operations on an NVIDIA GPU: torch's where they are good, and steps that come again recorded as CUDA graphs."""
+"""What is particular to an NVIDIA GPU: its memory, and steps that come again, recorded as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class CudaOps(TorchOps):
 
     def replay(self, key: object, function: Callable[..., Any], inputs: Sequence[Ints]) -> Any:
         n_rows = inputs[0].shape[0]
-        n_recorded = next((n for n in ROWS if n >= n_rows), None) if self.device.type == "cuda" else None
+        n_recorded = next((n for n in ROWS if n >= n_rows), None)
         if n_recorded is None:
             return function(*inputs)
         recordings = self._recordings.setdefault(key, {})

@@ -7,7 +7,10 @@ else float32. Tables, of which only rows are looked up, stay on the host, in pin
 
 from __future__ import annotations
 
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ import torch
 
 from cellmd.backends.cuda.kernels.layout import pack_int4, unpack_int4
 from cellmd.backends.ops import Clip
+from cellmd.errors import BackendError
 from cellmd.quant.layouts import padded_rows, row_bytes
 from cellmd.quant.schemes import groups_of
 from cellmd.quant.tensor import TILE_ROWS, Coding, PackedTensor
@@ -25,7 +29,11 @@ _BLOCK_CODES = 1 << 24
 _ROW_STEP = 256
 """Blocks of rows start at multiples of this."""
 
-_STAGE_BYTES = 1 << 24
+_STAGE_BYTES = 1 << 26
+
+_COPY_BYTES = 1 << 21
+
+_COPIERS = 8
 
 _F16_SMALLEST, _F16_LARGEST = 2.0**-14, 65504.0
 """Between these float16 has its full precision."""
@@ -200,30 +208,59 @@ class _Stage:
     def move(self, data: np.ndarray, target: torch.Tensor) -> None:
         self._free.synchronize()
         part = self._memory[: data.size]
-        np.copyto(part.numpy(), data)
+        _copy(part.numpy(), data)
         target.copy_(part, non_blocking=True)
         self._free.record(torch.cuda.current_stream(self._device))
 
 
 class _SeenByDevice:
-    """Pinned host memory as what another library would hand over: torch makes a tensor of the device of it, without a
+    """Host memory, pinned, as what another library would hand over: torch makes a tensor of the device of it, without a
     copy, and keeps this object, with the memory, as long as that lives."""
 
-    def __init__(self, memory: torch.Tensor) -> None:
-        self.memory = memory
+    def __init__(self, memory: np.ndarray) -> None:
+        cuda, address = torch.cuda.cudart(), memory.ctypes.data
+        failed = int(cuda.cudaHostRegister(address, memory.nbytes, _PORTABLE | _MAPPED))
+        if failed:
+            raise BackendError(
+                f"backend 'cuda': {memory.nbytes >> 20} MiB of host memory cannot be pinned (CUDA error {failed}); set "
+                "CELLMD_CUDA_TABLES=device to keep tables in the device's memory"
+            )
+        self._memory = memory
+        self._unpinned = weakref.finalize(self, cuda.cudaHostUnregister, address)
         self.__cuda_array_interface__: dict[str, Any] = {
-            "shape": tuple(memory.shape),
+            "shape": memory.shape,
             "typestr": "|u1",
-            "data": (memory.data_ptr(), False),
+            "data": (address, False),
             "version": 2,
         }
 
 
+_PORTABLE, _MAPPED = 1, 2
+"""Flags of cudaHostRegister: for every context, and at an address of the device too."""
+
+
 def _pinned(data: np.ndarray) -> torch.Tensor:
-    """A copy of uint8 (n,) in pinned host memory, as a tensor of the device. Every access goes over the bus."""
-    memory = torch.empty(data.size, dtype=torch.uint8, pin_memory=True)
-    np.copyto(memory.numpy(), data)
+    """A copy of uint8 (n,) in pinned host memory, as a tensor of the device. Every access goes over the bus.
+
+    torch's own pinned memory comes in powers of two, and one thread would touch it: here several do.
+    """
+    memory = np.empty(data.size, np.uint8)
+    _copy(memory, data)
     return torch.as_tensor(_SeenByDevice(memory), device="cuda")
+
+
+def _copy(target: np.ndarray, source: np.ndarray) -> None:
+    """target = source, uint8 (n,), by several threads: one alone waits for pages most of the time."""
+    parts = [slice(start, start + _COPY_BYTES) for start in range(0, source.size, _COPY_BYTES)]
+    if len(parts) == 1:
+        np.copyto(target, source)
+    else:
+        list(_copiers().map(lambda part: np.copyto(target[part], source[part]), parts))
+
+
+@cache
+def _copiers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_COPIERS, "cellmd-copy")
 
 
 def _codes(stored: torch.Tensor, shape: tuple[int, int], coding: Coding) -> torch.Tensor:

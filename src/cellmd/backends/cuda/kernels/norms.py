@@ -86,19 +86,19 @@ def _turn(
     i = tl.arange(0, WIDTH)
     inside = i < half
     wait_for_inputs(OVERLAPS)
-    if head < HEADS:
-        source, weight, target = q + (row * HEADS + head) * HD, q_weight, q_out + (row * HEADS + head) * HD
-        _normed_half_turn(source, weight, target, turns, row, i, inside, eps, HD, TURNED, True)
+    if head < HEADS:  # what is called by another name in each branch would have to be of one type
+        at_q = (row * HEADS + head) * HD
+        _normed_half_turn(q + at_q, q_weight, q_out + at_q, turns, row, i, inside, eps, HD, TURNED, True)
     else:
         place = tl.load(slots + row).to(tl.int64) * places + tl.load(positions + row) % capacity
         if head < HEADS + KV_HEADS:
-            kv_head = head - HEADS
-            source, target = k + (row * KV_HEADS + kv_head) * HD, keys + (place * KV_HEADS + kv_head) * HD
-            _normed_half_turn(source, k_weight, target, turns, row, i, inside, eps, HD, TURNED, True)
+            at_k = (row * KV_HEADS + head - HEADS) * HD
+            to_k = (place * KV_HEADS + head - HEADS) * HD
+            _normed_half_turn(k + at_k, k_weight, keys + to_k, turns, row, i, inside, eps, HD, TURNED, True)
         else:
-            kv_head = head - HEADS - KV_HEADS
-            source, target = v + (row * KV_HEADS + kv_head) * HD, values + (place * KV_HEADS + kv_head) * HD
-            _normed_half_turn(source, k_weight, target, turns, row, i, inside, eps, HD, TURNED, False)
+            at_v = (row * KV_HEADS + head - HEADS - KV_HEADS) * HD
+            to_v = (place * KV_HEADS + head - HEADS - KV_HEADS) * HD
+            _normed_half_turn(v + at_v, k_weight, values + to_v, turns, row, i, inside, eps, HD, TURNED, False)
 
 
 @triton.jit
