@@ -179,6 +179,25 @@ class Ops(ABC):
         self.add_(x, self.rms_norm(y, weight, eps))
         return x if scale == 1.0 else self.scale_(x, scale)
 
+    def norm_logits(self, x: Tensor, weight: Tensor, eps: float, head: Matrix, cap: float) -> Tensor:
+        """`softcap_` (cap 0: none) of the product of the normed input."""
+        (logits,) = self.norm_linears(x, weight, eps, (head,))
+        return self.softcap_(logits, cap) if cap else logits
+
+    def add_norm_norm_linears_(
+        self,
+        x: Tensor,
+        y: Tensor,
+        closing: Tensor,
+        scale: float,
+        weight: Tensor,
+        eps: float,
+        matrices: Sequence[Matrix],
+    ) -> tuple[Tensor, ...]:
+        """The closing of the block before, x = (x + rms_norm(y, closing)) * scale, and products of the normed x."""
+        self.add_norm_(x, y, closing, eps, scale)
+        return self.norm_linears(x, weight, eps, matrices)
+
     def add_norm_norm_geglu_(
         self, x: Tensor, y: Tensor, closing: Tensor, weight: Tensor, eps: float, gate: Matrix, up: Matrix
     ) -> Tensor:

@@ -65,6 +65,14 @@ class _Rows(NamedTuple):
     turns: tuple[Tensor, ...]
 
 
+class _OpenEnd(NamedTuple):
+    """What is still to be done to close a layer: x = (x + rms_norm(y, norm)) * scale."""
+
+    y: Tensor
+    norm: Tensor
+    scale: float
+
+
 @dataclass(frozen=True, slots=True)
 class _Block:
     """One layer, bound.
@@ -143,27 +151,28 @@ class Decoder:
             wanted_ids = ops.take_rows(batch.ids, batch.wanted)
             late_inputs = self._late_inputs(ops.take_rows(x, batch.wanted), wanted_ids)
 
+        open_end = None
         for block, own_input in zip(self._early, early_inputs, strict=True):
-            self._layer(block, block.projections, x, own_input, all_rows, caches, observe)
+            open_end = self._layer(block, block.projections, x, open_end, own_input, all_rows, caches, observe)
 
         block = self._last_writer
         if batch.wanted is None:
             rows, projections = all_rows, block.projections
         else:
-            written = ops.norm_linears(x, block.input_norm, self._eps, block.projections[1:])
+            written = self._projected(x, open_end, block, block.projections[1:])
+            open_end = None
             self._append(block, written, all_rows, caches)
             if not batch.n_wanted:
                 return None
             x = ops.take_rows(x, batch.wanted)
             positions, slots = ops.take_rows(batch.positions, batch.wanted), ops.take_rows(batch.slots, batch.wanted)
             rows, projections = self._rows(batch.n_wanted, positions, slots), block.queries
-        self._layer(block, projections, x, late_inputs[0], rows, caches, observe)
+        open_end = self._layer(block, projections, x, open_end, late_inputs[0], rows, caches, observe)
 
         for block, own_input in zip(self._late, late_inputs[1:], strict=True):
-            self._layer(block, block.projections, x, own_input, rows, caches, observe)
-
-        (logits,) = ops.norm_linears(x, self._norm, self._eps, (self._embedding,))
-        return ops.softcap_(logits, self._config.softcap) if self._config.softcap else logits
+            open_end = self._layer(block, block.projections, x, open_end, own_input, rows, caches, observe)
+        self._close(x, open_end)
+        return ops.norm_logits(x, self._norm, self._eps, self._embedding, self._config.softcap or 0.0)
 
     def _rows(self, n_rows: int, positions: Tensor, slots: Tensor) -> _Rows:
         turns = tuple(self._ops.rope_table(positions, *turn) for turn in self._turns)
@@ -180,19 +189,33 @@ class Decoder:
             keys = ops.norm_rope(keys, block.k_norm, self._eps, turns)
             ops.append_(cache, keys, values, rows.slots, rows.positions)
 
+    def _projected(
+        self, x: Tensor, open_end: _OpenEnd | None, block: _Block, projections: tuple[Matrix, ...]
+    ) -> tuple[Tensor, ...]:
+        """Products of the normed rows, once the layer before is closed."""
+        if open_end is None:
+            return self._ops.norm_linears(x, block.input_norm, self._eps, projections)
+        return self._ops.add_norm_norm_linears_(x, *open_end, block.input_norm, self._eps, projections)
+
+    def _close(self, x: Tensor, open_end: _OpenEnd | None) -> None:
+        if open_end is not None:
+            self._ops.add_norm_(x, open_end.y, open_end.norm, self._eps, open_end.scale)
+
     def _layer(
         self,
         block: _Block,
         projections: tuple[Matrix, ...],
         x: Tensor,
+        open_end: _OpenEnd | None,
         own_input: Tensor | None,
         rows: _Rows,
         caches: Caches,
         observe: Observe,
-    ) -> None:
-        """One layer, into x (N, D) itself. projections: the block's q, k and v, or q alone to write nothing."""
+    ) -> _OpenEnd | None:
+        """One layer, into x (N, D) itself. projections: the block's q, k and v, or q alone to write nothing. open_end:
+        of the layer before. Its own is left open for the next layer too, unless somebody observes."""
         ops, eps = self._ops, self._eps
-        queries, *written = ops.norm_linears(x, block.input_norm, eps, projections)
+        queries, *written = self._projected(x, open_end, block, projections)
         queries = ops.reshape(queries, (rows.n, *block.q_shape))
         turns, cache = rows.turns[block.turn], caches[block.cache]
         at = rows.slots, rows.positions
@@ -213,8 +236,12 @@ class Decoder:
             gate_in, projection, own_norm = block.per_layer
             gated = ops.add_norm_gate_(x, y, norm, eps, gate_in, own_input)
             y, norm = ops.linear(gated, projection), own_norm
-        ops.add_norm_(x, y, norm, eps, block.scale)
+        end = _OpenEnd(y, norm, block.scale)
+        if observe is ignore:
+            return end
+        self._close(x, end)
         observe(block.name, x)
+        return None
 
 
 class PerLayerInputs:

@@ -38,7 +38,7 @@ class LayerwiseDecoder(Decoder):
         """Run a layer into x (N, D) itself. caches: by layer index, at least the one that this layer reads."""
         block = self._blocks[index]
         rows = self._rows(batch.n_rows, batch.positions, batch.slots)
-        self._layer(block, block.projections, x, own_input, rows, caches, ignore)
+        self._close(x, self._layer(block, block.projections, x, None, own_input, rows, caches, ignore))
         return x
 
     def final_norm(self, x: Tensor) -> Tensor:

@@ -93,6 +93,32 @@ class FusedOps(TorchOps):
         groups = _alike(matrices)
         return tuple(y for group in groups for y in few.linear(x, group, norm_weight=weight, eps=eps))
 
+    def norm_logits(self, x: Tensor, weight: Tensor, eps: float, head: DeviceMatrix, cap: float) -> Tensor:
+        if not _fits_in_product(x, head):
+            return super().norm_logits(x, weight, eps, head, cap)
+        return few.linear(x, (head,), norm_weight=weight, eps=eps, cap=cap)[0]
+
+    def add_norm_norm_linears_(
+        self,
+        x: Tensor,
+        y: Tensor,
+        closing: Tensor,
+        scale: float,
+        weight: Tensor,
+        eps: float,
+        matrices: Sequence[DeviceMatrix],
+    ) -> tuple[Tensor, ...]:
+        if not _fits_in_product(x, *matrices):
+            normed = norms.add_norm_(x, y, closing, eps, scale, next_weight=weight, dtype=_ACTIVATIONS)
+            return self.linears(normed, matrices)
+        first, *others = _alike(matrices)
+        residual = few.Residual(y, closing, x.new_empty(x.shape), scale)
+        products = list(few.linear(x, first, norm_weight=weight, residual=residual, eps=eps))
+        x.data = residual.out
+        for group in others:
+            products += few.linear(x, group, norm_weight=weight, eps=eps)
+        return tuple(products)
+
     def norm_geglu(self, x: Tensor, weight: Tensor, eps: float, gate: DeviceMatrix, up: DeviceMatrix) -> Tensor:
         if _fits_in_product(x, gate, up) and few.alike((gate, up)):
             return few.geglu(x, gate, up, norm_weight=weight, eps=eps, dtype=_ACTIVATIONS)
