@@ -1,6 +1,7 @@
 """Training data as shards: worker processes draw, speak and write; the trainer picks the files up.
 
-Sample n of a kind is made from the seed `KIND:SPLIT:n` alone, so any sample can be made again.
+Sample n of a kind is made from the seed `KIND:SPLIT:n` alone, so any sample can be made again. The split `pairs` is for
+training too: more pictures and films of two things, with more questions that only one of the two answers.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import films
 import numpy as np
+import world
 from chat import talk
-from films import draw_film, make_film, sampled
+from films import MOTIONS, draw_film, make_film, sampled
 from pictures import LABELS, TINTS, Mark, Studio, draw_scene
 from PIL import Image
 from prompts import TRANSCRIBE, Prompter, film_media, image_media, padded
@@ -65,7 +68,7 @@ def patches_of(image: Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
 
 
 def cells_of(marks: Sequence[Mark], size: tuple[int, int], background: str) -> np.ndarray:
-    """(2, 70) labels and colours of the picture that each soft token sees (`IGNORED` where it is unclear).
+    """(3, 70) labels, colours and motions of what each soft token sees (`IGNORED` where it is unclear).
 
     A token whose cell holds a drawn thing's middle part says which; one far from all things says 0 and the
     colour of the background.
@@ -73,8 +76,8 @@ def cells_of(marks: Sequence[Mark], size: tuple[int, int], background: str) -> n
     columns, rows = (n // (PATCH * POOL) for n in target_size(*size))
     x = (np.arange(columns) + 0.5) * size[0] / columns
     y = (np.arange(rows) + 0.5) * size[1] / rows
-    out = np.full((2, SOFT_TOKENS), IGNORED, np.uint8)
-    found = np.full((2, rows, columns), IGNORED, np.uint8)
+    out = np.full((3, SOFT_TOKENS), IGNORED, np.uint8)
+    found = np.full((3, rows, columns), IGNORED, np.uint8)
     cell = max(size[0] / columns, size[1] / rows)
     nearest = np.full((rows, columns), 1e9)
     for mark in marks:
@@ -85,9 +88,11 @@ def cells_of(marks: Sequence[Mark], size: tuple[int, int], background: str) -> n
         found[0][inside] = mark.label
         if mark.colour:
             found[1][inside] = TINTS[mark.colour]
+        if mark.motion:
+            found[2][inside] = MOTIONS.index(mark.motion)
     clear = nearest > cell * (1.0 if marks and marks[0].label < LABELS["A"] else 3.0)
     found[0][clear], found[1][clear] = 0, TINTS[background]
-    out[:, : rows * columns] = found.reshape(2, -1)
+    out[:, : rows * columns] = found.reshape(3, -1)
     return out
 
 
@@ -149,18 +154,19 @@ class Maker:
             "patches": np.zeros((rows, 1, PATCHES, PATCH * PATCH * 3), np.uint8), "grid": np.zeros((rows, 2), np.int16),
             "ids": np.zeros((rows, CHOICES, IMAGE_LENGTH), np.int16),
             "mask": np.zeros((rows, CHOICES, IMAGE_LENGTH), np.uint8),
-            "cells": np.zeros((rows, 1, 2, SOFT_TOKENS), np.uint8),
+            "cells": np.zeros((rows, 1, 3, SOFT_TOKENS), np.uint8),
         }  # fmt: skip
         for row, n in enumerate(numbers):
             rng = random.Random(f"image:{split}:{n}")
-            scene = make_scene(rng)
+            scene = make_scene(rng, world.MOSTLY_PAIRS) if split == "pairs" else make_scene(rng)
             marks: list[Mark] = []
             picture = draw_scene(rng, scene, self.studio, marks=marks)
             out["patches"][row, 0], (columns, high) = patches_of(picture)
             out["cells"][row, 0] = cells_of(marks, picture.size, scene.background)
             out["grid"][row] = columns, high
             media = image_media(columns * high // POOL**2)
-            self._choose(rng, scene.questions, media, out["ids"][row], out["mask"][row], IMAGE_LENGTH)
+            pairs = world.contrasts(rng, scene) if split == "pairs" else []
+            self._choose(rng, scene.questions, pairs, media, out["ids"][row], out["mask"][row], IMAGE_LENGTH)
         return out
 
     def film(self, split: str, numbers: Sequence[int]) -> dict[str, np.ndarray]:
@@ -169,11 +175,11 @@ class Maker:
             "patches": np.zeros((rows, FRAMES, PATCHES, PATCH * PATCH * 3), np.uint8),
             "grid": np.zeros((rows, 2), np.int16), "ids": np.zeros((rows, CHOICES, FILM_LENGTH), np.int16),
             "mask": np.zeros((rows, CHOICES, FILM_LENGTH), np.uint8),
-            "cells": np.zeros((rows, FRAMES, 2, SOFT_TOKENS), np.uint8),
+            "cells": np.zeros((rows, FRAMES, 3, SOFT_TOKENS), np.uint8),
         }  # fmt: skip
         for row, n in enumerate(numbers):
             rng = random.Random(f"film:{split}:{n}")
-            film = make_film(rng)
+            film = make_film(rng, films.MOSTLY_PAIRS) if split == "pairs" else make_film(rng)
             taken = sampled(film.length)
             marks: list[list[Mark]] = []
             for place, frame in enumerate(draw_film(rng, film, self.studio, taken, marks)):
@@ -181,22 +187,26 @@ class Maker:
                 out["cells"][row, place] = cells_of(marks[place], frame.size, film.background)
             out["grid"][row] = columns, high
             media = film_media(columns * high // POOL**2, [i / film.fps for i in taken])
-            self._choose(rng, film.questions, media, out["ids"][row], out["mask"][row], FILM_LENGTH)
+            pairs = films.contrasts(rng, film) if split == "pairs" else []
+            self._choose(rng, film.questions, pairs, media, out["ids"][row], out["mask"][row], FILM_LENGTH)
         return out
 
-    def _choose(self, rng, questions, media, ids, mask, length):  # type: ignore[no-untyped-def]
-        """Several conversations about one picture: the first describes it, some have two turns."""
+    def _choose(self, rng, questions, pairs, media, ids, mask, length):  # type: ignore[no-untyped-def]
+        """Several conversations about one picture: the first describes it, some have two turns, and up to two are
+        `pairs` of questions."""
         rest = questions[1:]
         for choice in range(CHOICES):
             first = questions[0] if choice == 0 or not rest else rest[(choice - 1) % len(rest)]
             if choice == 0 and rng.random() < 0.04:
                 first = Question("", first.answer, first.facts)
             asked = [first]
-            if rest and rng.random() < 0.25:
+            if 1 <= choice <= min(2, len(pairs)):
+                asked = list(pairs[choice - 1])
+            elif rest and rng.random() < 0.25:
                 asked.append(rng.choice([q for q in questions if q is not first]))
             found = padded(*self.prompter.turns(asked, media, rng), length)
             if found is None:
-                found = padded(*self.prompter.turns([first], media, random.Random(1)), length)
+                found = padded(*self.prompter.turns(asked[:1], media, random.Random(1)), length)
             assert found is not None
             ids[choice], mask[choice] = found
 
@@ -230,8 +240,9 @@ _ONE_AUDIO, _AUDIO_ID = _one_audio()
 
 
 def work(
-    kind: str, first: int, step: int, folder: str, checkpoint: str, stamps: str, fonts: str, waiting: int = 24
-) -> None:
+    kind: str, split: str, first: int, step: int, folder: str, checkpoint: str, stamps: str, fonts: str,
+    waiting: int = 24,
+) -> None:  # fmt: skip
     """One worker: shards `first`, `first + step`, ... for ever, never more than `waiting` unread files ahead."""
     os.environ["OMP_NUM_THREADS"] = "1"
     os.nice(5)
@@ -241,7 +252,7 @@ def work(
         if len(list(out.glob(f"{kind}-*.npz"))) >= waiting:
             time.sleep(0.05)
             continue
-        arrays = getattr(maker, kind)("train", range(number * size, (number + 1) * size))
+        arrays = getattr(maker, kind)(split, range(number * size, (number + 1) * size))
         partial = out / f"partial-{kind}-{number}.tmp"
         with partial.open("wb") as file:
             np.savez(file, **arrays)

@@ -201,8 +201,9 @@ def plan(arguments: argparse.Namespace) -> list[tuple[str, str, Callable[..., tu
         return [
             ("word errors, trained voices", "%", word_errors, recorded(unheard=False)),
             ("word errors, unheard voice", "%", word_errors, recorded(unheard=True)),
-            ("facts in pictures", "%", facts_right, pictured(maker, n or 12, True, drawn_only=True)),
-            ("facts in films", "%", facts_right, filmed(maker, n or 6, True, drawn_only=True)),
+            ("facts in pictures, described", "%", facts_right, pictured(maker, n or 12, True, drawn_only=True)),
+            ("facts in films, described", "%", facts_right, filmed(maker, n or 8, True, drawn_only=True)),
+            ("facts in films, asked", "%", facts_right, filmed(maker, n or 8, False, drawn_only=True)),
             ("questions in words", "%", facts_right, read(n or 12)),
         ]
     maker = Maker(CHECKPOINT, arguments.stamps, arguments.fonts)

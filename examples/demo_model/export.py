@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from transformers.models.gemma4.modeling_gemma4 import Gemma4ClippableLinear
 
 if TYPE_CHECKING:
-    from train import Batcher, Engine
+    from engine import Engine
+    from feed import Batcher
 
 MARGIN = 1.5
 
@@ -60,8 +61,9 @@ def save(static: Static, out: Path, ranges: dict[str, tuple[float, ...]]) -> Non
         state[name] = value.detach().to("cpu", torch.bfloat16).contiguous()
         if value.ndim and value.is_floating_point():
             remainder[name] = (value.detach().cpu().float() - state[name].float()).to(torch.bfloat16).contiguous()
-    save_file(state, out / "model.safetensors", metadata={"format": "pt"})
-    save_file(remainder, out / "remainder.safetensors")
+    for name, tensors in (("model", state), ("remainder", remainder)):
+        save_file(tensors, out / f"{name}.partial", metadata={"format": "pt"})
+        (out / f"{name}.partial").rename(out / f"{name}.safetensors")
 
 
 def write_config(config: Any, out: Path) -> None:

@@ -17,6 +17,11 @@ DESCRIBE = (
     "Please describe the film.",
 )  # fmt: skip
 NUM_FRAMES = 4
+# What a thing does, as the auxiliary loss of training names it.
+MOTIONS = ("stay", *DIRECTIONS, "grow", "shrink")
+# How often a film is of each sort: one thing that moves, several alike, one that grows or shrinks, two that differ.
+SORTS = (34, 22, 14, 30)
+MOSTLY_PAIRS = (20, 14, 8, 58)
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,14 @@ class Actor:
     start: tuple[float, float]
     end: tuple[float, float]
     radius: tuple[float, float]
+
+    @property
+    def motion(self) -> str:
+        """One of `MOTIONS`."""
+        if self.radius[0] != self.radius[1]:
+            return "grow" if self.radius[0] < self.radius[1] else "shrink"
+        way = tuple((b > a) - (b < a) for a, b in zip(self.start, self.end, strict=True))
+        return next((name for name, step in DIRECTIONS.items() if step == way), "stay")
 
 
 @dataclass
@@ -49,10 +62,10 @@ def sampled(length: int, count: int = NUM_FRAMES) -> list[int]:
     return [n * length // count for n in range(count)]
 
 
-def make_film(rng: random.Random) -> Film:
-    """A film's worth of facts."""
+def make_film(rng: random.Random, sorts: tuple[int, ...] = SORTS) -> Film:
+    """A film's worth of facts. With `MOSTLY_PAIRS`, most films are of two things, and these mostly part ways."""
     ground = rng.choice(("white", "black", "gray", "blue", "green", "yellow", "pink", "brown"))
-    maker = rng.choices((_one, _several, _size, _two), weights=(34, 22, 14, 30))[0]
+    maker = rng.choices((_one, _several, _size, _pair if sorts is MOSTLY_PAIRS else _two), weights=sorts)[0]
     actors, questions = maker(rng, ground)
     return Film(actors, ground, rng.uniform(1.5, 6.0), rng.choice((8, 10, 12, 15, 24, 25)), questions)
 
@@ -155,6 +168,42 @@ def _two(rng: random.Random, ground: str) -> tuple[list[Actor], list[Question]]:
     ]
 
 
+def _pair(rng: random.Random, ground: str) -> tuple[list[Actor], list[Question]]:
+    """Like `_two`, but seldom do both move the same way."""
+    actors, questions = _two(rng, ground)
+    while actors[0].motion == actors[1].motion and rng.random() < 0.6:
+        actors, questions = _two(rng, ground)
+    return actors, questions
+
+
+def contrasts(rng: random.Random, film: Film) -> list[tuple[Question, Question]]:
+    """Pairs of questions about the two things of a film, of which only one's answer is right for each."""
+    if len(film.actors) != 2 or film.actors[0].kind.name == film.actors[1].kind.name:
+        return []
+    first, second = rng.sample(film.actors, 2)
+    pairs = [(_does(first), _does(second))]
+    if "stay" not in (first.motion, second.motion):
+        pairs.append((_where_to(rng, first.kind, 1, first.motion), _where_to(rng, second.kind, 1, second.motion)))
+    if first.motion != second.motion:
+        pairs.append((_who(first), _who(second)))
+    rng.shuffle(pairs)
+    return pairs
+
+
+def _does(actor: Actor) -> Question:
+    stays = actor.motion == "stay"
+    verb = _verb(actor.kind, 1, "stay" if stays else "move")
+    what = f"{verb} still" if stays else f"{verb} {actor.motion}"
+    do = "does" if verb.endswith("s") else "do"
+    return Question(f"What {do} the {actor.kind.name} do?", f"The {actor.kind.name} {what}.", (what,))
+
+
+def _who(actor: Actor) -> Question:
+    phrase = actor.kind.phrase()
+    does = "stays still" if actor.motion == "stay" else f"moves {actor.motion}"
+    return Question(f"What {does}?", capital(phrase + "."), (phrase,))
+
+
 def _verb(kind: Kind, count: int, verb: str) -> str:
     """`moves`, or `move` for several and for scissors."""
     return verb if count > 1 or (plural(kind.name) == kind.name and kind.name.endswith("s")) else verb + "s"
@@ -183,7 +232,8 @@ def draw_film(
     frames: list[int] | None = None,
     marks: list[list[Mark]] | None = None,
 ) -> list[Image.Image]:
-    """The named frames (all of them by default); `marks` takes what is where in each."""
+    """The named frames (all of them by default); `marks` takes what is where in each, and from the second on what it
+    does."""
     wide, high = rng.choice(((4, 3), (16, 9), (1, 1), (3, 4)))
     area = rng.uniform(170, 320) ** 2
     width, height = int((area * wide / high) ** 0.5) // 2 * 2, int((area * high / wide) ** 0.5) // 2 * 2
@@ -203,7 +253,8 @@ def draw_film(
             x = (actor.start[0] + (actor.end[0] - actor.start[0]) * t) * width
             y = (actor.start[1] + (actor.end[1] - actor.start[1]) * t) * height
             radius = (actor.radius[0] + (actor.radius[1] - actor.radius[0]) * t) * scale
-            found.append(Mark(LABELS[actor.kind.name], actor.kind.colour, x, y, radius))
+            motion = actor.motion if pictures else ""
+            found.append(Mark(LABELS[actor.kind.name], actor.kind.colour, x, y, radius, motion))
             if fill is not None:
                 mask = shape_mask(actor.kind.name, radius, turn)
                 image.paste(fill, (round(x - mask.width / 2), round(y - mask.height / 2)), mask)
@@ -218,4 +269,4 @@ def draw_film(
     return pictures
 
 
-__all__ = ["Actor", "Film", "draw_film", "make_film", "sampled"]
+__all__ = ["MOSTLY_PAIRS", "MOTIONS", "Actor", "Film", "contrasts", "draw_film", "make_film", "sampled"]

@@ -8,6 +8,7 @@ holds the two against each other.
 from __future__ import annotations
 
 import torch
+from films import MOTIONS
 from pictures import LABELS, TINTS
 from speech import SOUNDS
 from torch import nn
@@ -72,9 +73,17 @@ class Static(nn.Module):
                 "sounds": nn.Linear(width, len(SOUNDS) + 1),
                 "labels": nn.Linear(width, len(LABELS) + 1),
                 "tints": nn.Linear(width, len(TINTS)),
+                "motions": nn.Linear(width, len(MOTIONS)),
             }
         )
         self.window = cfg.text_config.sliding_window
+        # What comes out here becomes the keys and values of every full layer: the last one shares those of the first.
+        before_full = cfg.text_config.layer_types.index("full_attention") - 1
+        self._early = torch.empty(0)
+        model.model.language_model.layers[before_full].register_forward_hook(self._keep)
+
+    def _keep(self, _layer: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        self._early = output
 
     def vision(self, patches: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
         """(N, 630, 768) uint8 patches and (N, 2) grids -> (N, 70, D) soft tokens."""
@@ -98,7 +107,7 @@ class Static(nn.Module):
         return self.model.model.embed_vision(pooled.to(dtype))
 
     def cells(self, soft: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-        """How badly (N, 70, D) soft tokens say what they see, given (N, 2, 70) labels and colours."""
+        """How badly (N, 70, D) soft tokens say what they see, given (N, 3, 70) labels, colours and more."""
         loss = torch.zeros((), device=soft.device)
         for place, head in enumerate(("labels", "tints")):
             target = torch.where(cells[:, place] == 255, -100, cells[:, place].long())
@@ -110,6 +119,25 @@ class Static(nn.Module):
             loss = loss + (total * thing).sum() / thing.sum().clamp(min=1)
             loss = loss + 0.5 * (total * ground).sum() / ground.sum().clamp(min=1)
         return loss
+
+    def motions(self, ids: torch.Tensor, per_run: torch.Tensor, motions: torch.Tensor) -> dict[str, torch.Tensor]:
+        """How badly the soft tokens of the (B, T) prompts that `hidden` saw last say what the thing they see has done
+        since the frame before, given (B, F, 70) indices into `MOTIONS`; and the share that is right.
+
+        It is asked of them before the first full layer, so that a word that looks for its thing there finds this too.
+        """
+        frames, size = motions.shape[1:]
+        special = ids == ID["<|video|>"]
+        places = torch.argsort((~special).to(torch.uint8), dim=1, stable=True)[:, : frames * size]
+        rank = torch.arange(places.shape[1], device=ids.device)[None]
+        frame, cell = rank // per_run[:, None], rank % per_run[:, None]
+        target = motions.flatten(1).long().gather(1, (frame.clamp(max=frames - 1) * size + cell))
+        target = torch.where((frame >= frames) | (target == 255), -100, target)
+        early, self._early = self._early, torch.empty(0)
+        said = self.heads["motions"](early.gather(1, places[..., None].expand(-1, -1, early.shape[-1]))).float()
+        total = functional.cross_entropy(said.flatten(0, 1), target.flatten(), ignore_index=-100, reduction="sum")
+        wanted = (target >= 0).sum().clamp(min=1)
+        return {"motions": total / wanted, "motions_right": (said.argmax(-1) == target).sum() / wanted}
 
     def audio(self, mel: torch.Tensor, mel_mask: torch.Tensor) -> torch.Tensor:
         """(N, F, 128) features -> (N, F / 4, D) soft tokens."""

@@ -31,7 +31,7 @@ def config() -> Gemma4Config:
         num_hidden_layers=6,
         num_kv_shared_layers=2,
         layer_types=[SLIDING, SLIDING, FULL, SLIDING, SLIDING, FULL],
-        sliding_window=64,
+        sliding_window=128,  # less than two frames of a film, more than one
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=32,

@@ -22,13 +22,15 @@ _ASPECTS = ((1, 1), (1, 1), (4, 3), (3, 4), (3, 2), (2, 3), (16, 9), (9, 16), (2
 
 @dataclass(frozen=True)
 class Mark:
-    """What was drawn where (pixels), for the auxiliary loss: a label, a colour (or ""), a centre and a reach."""
+    """What was drawn where (pixels), for the auxiliary losses: a label, a colour (or ""), a centre and a reach;
+    and what it has been doing since the frame before (or "")."""
 
     label: int
     colour: str
     x: float
     y: float
     reach: float
+    motion: str = ""
 
 
 class Studio:

@@ -151,9 +151,14 @@ def radius_of(rng: random.Random, kind: Kind) -> float:
 # --- making scenes ---------------------------------------------------------------------------------------------------
 
 
-def make_scene(rng: random.Random) -> Scene:
+# How often a scene is of each sort: one thing, two that differ, some alike, two kinds, a sign.
+SORTS = (24, 26, 16, 16, 18)
+MOSTLY_PAIRS = (14, 44, 12, 14, 16)
+
+
+def make_scene(rng: random.Random, sorts: tuple[int, ...] = SORTS) -> Scene:
     """One picture's worth of facts."""
-    maker = rng.choices((_single, _pair, _group, _mixed, _sign), weights=(24, 26, 16, 16, 18))[0]
+    maker = rng.choices((_single, _pair, _group, _mixed, _sign), weights=sorts)[0]
     scene = maker(rng)
     scene.questions = ask(rng, scene)
     return scene
@@ -348,16 +353,20 @@ def _ask_presence(rng: random.Random, tally: dict[Kind, int]) -> Question:
     return Question(f"{be} there {article}{phrase}?", answer, (answer[:-1].lower(),))
 
 
+def _beside(first: Item, second: Item) -> Question:
+    phrase = first.kind.phrase()
+    return Question(f"What is {relation(first, second)} the {second.kind.name}?", capital(phrase + "."), (phrase,))
+
+
+def _where(first: Item, second: Item) -> Question:
+    where = relation(first, second)
+    return Question(f"Where is the {first.kind.name}?", capital(f"{where} the {second.kind.name}."), (where,))
+
+
 def _ask_pair(rng: random.Random, first: Item, second: Item) -> list[Question]:
     if rng.random() < 0.5:
         first, second = second, first
-    where = relation(first, second)
-    questions = [
-        Question(
-            f"What is {where} the {second.kind.name}?", capital(first.kind.phrase() + "."), (first.kind.phrase(),)
-        ),
-        Question(f"Where is the {first.kind.name}?", capital(f"{where} the {second.kind.name}."), (where,)),
-    ]
+    questions = [_beside(first, second), _where(first, second)]
     if first.kind.is_shape and second.kind.is_shape and first.kind.size != second.kind.size:
         larger = first if first.kind.size == "large" else second
         questions.append(
@@ -365,3 +374,14 @@ def _ask_pair(rng: random.Random, first: Item, second: Item) -> list[Question]:
                      f"The {larger.kind.name} is larger.", (f"{larger.kind.name} is larger",))
         )  # fmt: skip
     return questions
+
+
+def contrasts(rng: random.Random, scene: Scene) -> list[tuple[Question, Question]]:
+    """Pairs of questions about two things in a picture, of which only one's answer is right for each."""
+    items = scene.items
+    if len(items) != 2 or items[0].kind.name == items[1].kind.name:
+        return []
+    both = [(_beside(a, b), _where(a, b)) for a, b in (items, items[::-1])]
+    pairs = list(zip(*both, strict=True))
+    rng.shuffle(pairs)
+    return [(a, b) if rng.random() < 0.5 else (b, a) for a, b in pairs]

@@ -22,6 +22,7 @@ from sound import LogMel, soft_tokens  # noqa: E402
 from world import Question, make_scene  # noqa: E402
 
 from data import Maker  # noqa: E402
+from tokenizer import ID  # noqa: E402
 
 pytestmark = pytest.mark.reference
 
@@ -113,6 +114,34 @@ def test_film(static: Static) -> None:
     soft = static.vision(patches.flatten(0, 1), grid.repeat_interleave(4, 0)).view(1, 280, -1)
     got = static.logits(static.hidden(ids, soft, grid.prod(-1) // 9))[:, :size]
     assert torch.allclose(got, wanted, atol=1e-3)
+
+
+@torch.no_grad()
+def test_motions_are_asked_of_the_tokens_that_see_the_thing(static: Static, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head that reads the right answer out of what the tokens hold is all right; one cell further on it is not."""
+    from films import MOTIONS
+
+    per_run, frames = torch.tensor([64, 66]), 4
+    rng = torch.Generator().manual_seed(4)
+    seen = torch.full((2, frames, 70), 255)
+    early = torch.zeros(2, 330, 256)
+    ids = torch.full((2, 330), 30)
+    for row, count in enumerate(per_run.tolist()):
+        for frame in range(frames):
+            start = 5 + frame * (count + 9)
+            ids[row, start : start + count] = ID["<|video|>"]
+            if frame:
+                seen[row, frame, :count] = torch.randint(len(MOTIONS), (count,), generator=rng)
+                early[row, torch.arange(start, start + count), seen[row, frame, :count]] = 50.0
+    head = torch.nn.Linear(256, len(MOTIONS))
+    head.weight.copy_(torch.eye(len(MOTIONS), 256))
+    head.bias.zero_()
+    monkeypatch.setitem(static.heads._modules, "motions", head)
+    for tokens, right in ((early, True), (early.roll(1, 1), False)):
+        monkeypatch.setattr(static, "_early", tokens)
+        found = static.motions(ids, per_run, seen)
+        assert (found["motions_right"] == 1) == right
+        assert (found["motions"] < 1e-3) == right
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 from pathlib import Path
@@ -12,13 +13,15 @@ ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = ROOT / "src" / "cellmd" / "demo" / "checkpoint"
 sys.path.insert(0, str(ROOT / "examples" / "demo_model"))
 
+import world  # noqa: E402
 from evaluate import distance, has_fact  # noqa: E402
-from films import draw_film, make_film, sampled  # noqa: E402
+from films import MOSTLY_PAIRS, MOTIONS, contrasts, draw_film, make_film, sampled  # noqa: E402
 from prompts import Prompter, film_media, image_media  # noqa: E402
 from sentences import held_out, normalise, sentence, vocabulary  # noqa: E402
+from stages import FLOAT, FLOAT_CTC, STAGES  # noqa: E402
 from world import Question, make_scene  # noqa: E402
 
-from data import Maker, target_size  # noqa: E402
+from data import FRAMES, IGNORED, Maker, target_size  # noqa: E402
 from tokenizer import ID, SPECIALS  # noqa: E402
 
 
@@ -59,6 +62,59 @@ def test_films_move() -> None:
             frames = draw_film(rng, film, maker.studio, sampled(film.length))
             assert len(frames) == 4
             assert frames[0].tobytes() != frames[3].tobytes()
+
+
+def test_the_held_out_scenes_stay_as_they_are() -> None:
+    """What the bundled media show was drawn from seeds of the test; new ways to train must not shift them."""
+    truth = json.loads((CHECKPOINT.parent / "media" / "truth.json").read_text())
+    for name, make in (("scene.jpg", make_scene), ("film.mp4", make_film)):
+        assert make(random.Random(truth[name]["made"])).questions[0].answer == truth[name]["answer"]
+
+
+def test_pairs_of_questions_have_two_answers_and_agree_with_the_description() -> None:
+    together = apart = 0
+    for n in range(400):
+        rng = random.Random(n)
+        film, scene = make_film(rng, MOSTLY_PAIRS), make_scene(rng, world.MOSTLY_PAIRS)
+        for pair in (*contrasts(rng, film), *world.contrasts(rng, scene)):
+            assert pair[0].text != pair[1].text
+            assert pair[0].answer != pair[1].answer
+            assert all(has_fact(q.answer, fact) for q in pair for fact in q.facts)
+        for first, second in contrasts(rng, film):
+            if first.text.startswith("What do"):
+                assert all(fact in film.questions[0].answer for q in (first, second) for fact in q.facts)
+        if len(film.actors) == 2 and film.actors[0].kind.name != film.actors[1].kind.name:
+            ways = {actor.motion for actor in film.actors}
+            together, apart = together + (len(ways) == 1), apart + (len(ways) == 2)
+    assert apart > 150
+    assert apart > 4 * together
+
+
+def test_soft_tokens_are_told_what_moves_from_the_second_frame_on() -> None:
+    maker = Maker(CHECKPOINT, None, None)
+    for n in range(60):
+        film = make_film(random.Random(f"film:pairs:{n}"), MOSTLY_PAIRS)
+        if all(a.kind.is_shape for a in film.actors):
+            cells = maker.film("pairs", [n])["cells"][0]
+            assert cells.shape[:2] == (FRAMES, 3)
+            assert (cells[0, 2] == IGNORED).all()
+            for later in cells[1:, 2]:
+                assert {MOTIONS[m] for m in later if m != IGNORED} == {a.motion for a in film.actors}
+
+
+def test_stages_are_functions_of_the_step() -> None:
+    for stage in STAGES.values():
+        rates = [stage.rate(step) for step in range(stage.steps)]
+        assert max(rates) == stage.peak
+        assert rates[0] < 0.01
+        assert 0 < rates[-1] < 0.001
+        falling = rates[int(stage.steps * stage.level_until) :]
+        assert falling == sorted(falling, reverse=True)
+        first = stage.variant(0, 0.9)
+        assert first == (FLOAT_CTC if stage.ctc_until else FLOAT)
+        late = [stage.variant(stage.steps - 1, n / 1000) for n in range(1000)]
+        assert {v: late.count(v) for v in (FLOAT, 64, 128, 0)} == {FLOAT: 250, 64: 350, 128: 200, 0: 200}
+        assert set(stage.workers) == set(stage.capacity) == {"audio", "image", "film"}
 
 
 @pytest.mark.parametrize(
