@@ -16,6 +16,7 @@ from cellmd.backends.cuda.kernels import attention as attend
 from cellmd.backends.cuda.kernels import linear as few
 from cellmd.backends.cuda.kernels import lookup, norms
 from cellmd.backends.cuda.kernels.top_k import top_k
+from cellmd.backends.cuda.kernels.turns import turns
 from cellmd.backends.cuda.operations import CudaOps
 from cellmd.backends.cuda.plain import DECODED_BYTES, TorchOps
 from cellmd.backends.cuda.weights import DeviceMatrix, DeviceTable
@@ -152,6 +153,9 @@ class FusedOps(TorchOps):
         return self.geglu(*self.linears(x, (gate, up)))
 
     # ---- positions and attention ----------------------------------------------------------------------------------
+
+    def rope_table(self, positions: Ints, base: float, rotary_dim: int, head_dim: int, stretch: float = 1.0) -> Tensor:
+        return turns(positions.device, self._frequencies_of(base, rotary_dim, head_dim, stretch))
 
     def norm_rope(self, x: Tensor, weight: Tensor, eps: float, table: Tensor) -> Tensor:
         return norms.turn_and_append_(x, None, None, weight, None, eps, table, None, None, None)

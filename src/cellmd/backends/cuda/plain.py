@@ -162,14 +162,17 @@ class TorchOps(Ops):
     # ---- positions and attention ----------------------------------------------------------------------------------
 
     def rope_table(self, positions: Ints, base: float, rotary_dim: int, head_dim: int, stretch: float = 1.0) -> Tensor:
-        key = (base, rotary_dim, head_dim, stretch)
+        angles = positions.device.float()[:, None] * self._frequencies_of(base, rotary_dim, head_dim, stretch)
+        return torch.stack([angles.cos(), angles.sin()], dim=1)
+
+    def _frequencies_of(self, base: float, rotary_dim: int, head_dim: int, stretch: float) -> Tensor:
+        key = base, rotary_dim, head_dim, stretch
         frequencies = self._frequencies.get(key)
         if frequencies is None:
             exponents = np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(head_dim)
             powers = np.power(np.float64(base), exponents.astype(np.float64)).astype(np.float32)
             frequencies = self._frequencies[key] = self.floats(np.float32(1) / powers / np.float32(stretch))
-        angles = positions.device.float()[:, None] * frequencies
-        return torch.stack([angles.cos(), angles.sin()], dim=1)
+        return frequencies
 
     def rope(self, x: Tensor, table: Tensor) -> Tensor:
         half, turning = x.shape[2] // 2, table.shape[2]

@@ -1,0 +1,96 @@
+"""The backend that is made of the kernels, operation by operation against torch alone, at bfloat16's precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cellmd.backends.cuda.fused import FusedOps
+from cellmd.backends.cuda.plain import TorchOps
+from cellmd.quant.encode import encode
+from cellmd.quant.tensor import Coding, PackedTensor
+
+pytestmark = pytest.mark.reference
+
+D, F = 128, 96
+CODINGS = [Coding("i4", "tile16", 32, "f16"), Coding("i8", "tile16", 64, "i8")]
+Case = Callable[[TorchOps, Callable[..., np.ndarray], Callable[..., PackedTensor]], Any]
+
+
+def opened(ops: TorchOps, normal: Any, n: int) -> tuple[Any, Any, Any]:
+    """x, y and the weight that closes a residual block."""
+    return ops.floats(normal(n, D)), ops.floats(normal(n, D)), ops.floats(normal(D))
+
+
+def products(n: int, mixed: bool) -> Case:
+    def case(ops: TorchOps, normal: Any, weight: Any) -> Any:
+        matrices = [ops.matrix(weight(F, D, CODINGS[mixed and i == 1])) for i in range(3)]
+        x, y, closing = opened(ops, normal, n)
+        norm = ops.floats(normal(D))
+        return [*ops.add_norm_norm_linears_(x, y, closing, 0.7, norm, 1e-6, matrices), x, *ops.linears(x, matrices)]
+
+    return case
+
+
+def gated(n: int, mixed: bool) -> Case:
+    def case(ops: TorchOps, normal: Any, weight: Any) -> Any:
+        gate, up = (ops.matrix(weight(F, D, CODINGS[mixed and i == 1])) for i in range(2))
+        x, y, closing = opened(ops, normal, n)
+        first = ops.add_norm_norm_geglu_(x, y, closing, ops.floats(normal(D)), 1e-6, gate, up)
+        wide = ops.columns(ops.floats(normal(n, 4 * F)), F, 2 * F)
+        second = ops.add_norm_gate_(x, y, closing, 1e-6, gate, wide)
+        return [first, second, x, ops.norm_geglu(x, closing, 1e-6, gate, up)]
+
+    return case
+
+
+def attention(n: int, mixed: bool) -> Case:
+    def case(ops: TorchOps, normal: Any, weight: Any) -> Any:
+        cache, positions, slots = ops.new_cache(2, 40, 1, 32), ops.ints(range(n)), ops.ints([1] * n)
+        turns = ops.rope_table(positions, 1e4, 16, 32)
+        q, k, v = (ops.floats(normal(n, heads, 32) / 4) for heads in (4, 1, 1))
+        q = ops.norm_rope_append_(
+            q, ops.floats(normal(32)), cache, k, v, ops.floats(normal(32)), 1e-6, turns, slots, positions
+        )
+        return [turns, q, ops.attention(q, cache, slots, positions, 7 if mixed else 0)]
+
+    return case
+
+
+def vocabulary(n: int, mixed: bool) -> Case:
+    def case(ops: TorchOps, normal: Any, weight: Any) -> Any:
+        head = ops.matrix(weight(F, D, CODINGS[mixed]))
+        logits = ops.norm_logits(ops.floats(normal(n, D)), ops.floats(normal(D)), 1e-6, head, 30.0)
+        table, ids = (
+            ops.table(weight(50, 2 * D, Coding("i4", "row", 32, "f16"))),
+            ops.ints([49, 0, 7][:n] * (n // 3 + 1)),
+        )
+        rows = ops.norm_add_embed(
+            ops.floats(normal(ids.shape[0], D)), 0.5, ops.floats(normal(32)), 1e-6, table, ids, 2.0, D, 0.7
+        )
+        return [logits, ops.top_k(logits, 5)[0], rows, ops.embed(head, ids, 3.0)]
+
+    return case
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("kind", [products, gated, attention, vocabulary])
+def test_against_torch_alone(kind: Callable[[int, bool], Case], n: int, mixed: bool, device: str) -> None:
+    results = []
+    for ops in (TorchOps(), FusedOps(device)):
+        rng = np.random.default_rng(n)
+
+        def normal(*shape: int, rng: np.random.Generator = rng) -> np.ndarray:
+            return rng.standard_normal(shape, dtype=np.float32)
+
+        def weight(m: int, k: int, coding: Coding, normal: Any = normal) -> PackedTensor:
+            return encode("w", normal(m, k) / np.float32(k**0.5), coding)
+
+        results.append([ops.to_numpy(x) for x in kind(n, mixed)(ops, normal, weight)])
+    for want, got in zip(*results, strict=True):
+        assert got.shape == want.shape
+        assert np.linalg.norm(got - want) <= 2**-7 * np.linalg.norm(want)
