@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import wave
 import zlib
@@ -24,7 +25,7 @@ import pytest
 
 import cellmd
 from cellmd.errors import ArgumentError
-from cellmd.server import run
+from cellmd.server import connections
 from cellmd.server.settings import ServerSettings
 from live_server import Live, free_port, until
 
@@ -202,7 +203,7 @@ def test_bodies_cut_short_and_slow_ones(strict: Live) -> None:
 
 
 def test_slow_heads_are_ended(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "_HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
     with serving(path) as live:
         began = time.monotonic()
         assert raw(live, b"POST /v1/chat", seconds=8) == b""
@@ -323,6 +324,37 @@ def test_memory_comes_back(strict: Live) -> None:
     before = ask(10)
     assert ask(30) - before < 16 << 20  # a body that stays each time would be 30 MB and more
     assert strict.engine.scheduler.counts.running == 0
+
+
+def own_memory(process: int) -> int:
+    """Bytes of a process that are no file's."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("RssAnon:"))) << 10
+
+
+def test_memory_of_large_bodies_goes_back_to_the_system(path: Path) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "cellmd.cli.main", "serve", str(path), "--port", str(port), "--threads", "1"]
+    with subprocess.Popen([*command, "--context", "2048"], stderr=subprocess.DEVNULL) as process:
+        try:
+            url = f"http://127.0.0.1:{port}"
+            until(lambda: answers(url), 60)
+            httpx.post(url + CHAT, json=HELLO, timeout=60)
+            before = own_memory(process.pid)
+
+            def ask() -> None:
+                for _ in range(6):
+                    assert httpx.post(url + CHAT, content=b" " * (5 << 20), timeout=60).status_code == 400
+
+            threads = [threading.Thread(target=ask) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            httpx.post(url + CHAT, json=HELLO, timeout=60)
+            assert own_memory(process.pid) - before < 24 << 20  # one body that stays for each thread would be 40
+        finally:
+            process.kill()
 
 
 # ---- the end --------------------------------------------------------------------------------------------

@@ -294,9 +294,9 @@ def test_a_client_that_leaves_ends_its_transcript(live: Live, recording: np.ndar
     files = {"file": ("talk.wav", wav(np.concatenate([recording] * 8)))}
     address = f"{live.url}/v1/audio/transcriptions"
     for stream in ("true", "false"):
-        with live.slowed(), contextlib.suppress(httpx.ReadTimeout):
-            with httpx.stream("POST", address, data={"stream": stream}, files=files, timeout=1.0) as answer:
-                next(answer.iter_lines())
+        with live.slowed(), contextlib.suppress(httpx.ReadTimeout), contextlib.ExitStack() as leaving:
+            request = httpx.stream("POST", address, data={"stream": stream}, files=files, timeout=1.0)
+            next(leaving.enter_context(request).iter_lines())
         until(lambda: live.counts.running == 0)
     assert live.counts.finished - before < 2 * 8 * 4
 

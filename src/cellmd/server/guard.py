@@ -6,9 +6,10 @@ One ASGI middleware. A body is read whole here, within its bounds, before anythi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,6 +28,9 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _BODIES_AT_ONCE = 4
 """So many bodies of the largest size may be in memory."""
+
+_SMALL_BYTES = 64 << 10
+"""A body of this size is taken even then: large ones do not keep a plain question out."""
 
 _PUBLIC = ("/", "/health", "/openapi.json")
 _SECURITY = {
@@ -61,7 +65,6 @@ class Guard:
         headers = Headers(scope=scope)
         origin = self._allowed_origin(scope, headers)
         answer = _Answer(send, origin, self._settings.send_seconds)
-        self._running += 1
         held = _Held()
         try:
             self._check(scope, headers, origin)
@@ -69,7 +72,8 @@ class Guard:
                 await _preflight()(scope, receive, answer.send)
             else:
                 body = await self._body(headers, receive, held)
-                await self.app(scope, _replay(body, receive), answer.send)
+                with self._running_request():
+                    await self.app(scope, _replay(body, receive), answer.send)
         except _GoneError:
             pass
         except Exception as error:
@@ -77,14 +81,22 @@ class Guard:
                 raise
             await as_api_error(error).response()(scope, receive, answer.send)
         finally:
-            self._running -= 1
             self._held_bytes -= held.n_bytes
             self._metrics.answered(scope["path"], answer.status)
 
+    @contextlib.contextmanager
+    def _running_request(self) -> Iterator[None]:
+        """While one runs that has arrived whole: who sends slowly takes nobody's place."""
+        if self._running >= self._settings.max_requests:
+            raise ApiError(503, f"{self._settings.max_requests} requests are running already", code="overloaded")
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+
     def _check(self, scope: Scope, headers: Headers, origin: str | None) -> None:
         settings = self._settings
-        if self._running > settings.max_requests:
-            raise ApiError(503, f"{settings.max_requests} requests are running already", code="overloaded")
         if self._key is None and settings.host in LOOPBACK and _host_name(headers.get("host", "")) not in LOOPBACK:
             raise ApiError(
                 403, "this server answers to the names of this machine's own loopback only", code="wrong_host"
@@ -121,7 +133,7 @@ class Guard:
                     self._held_bytes += len(chunk)
                     if held.n_bytes > limit:
                         raise ApiError(413, f"a request may have {limit:,} bytes", code="body_too_large")
-                    if self._held_bytes > _BODIES_AT_ONCE * limit:
+                    if self._held_bytes > _BODIES_AT_ONCE * limit and held.n_bytes > _SMALL_BYTES:
                         raise ApiError(503, "too many large requests are running already", code="overloaded")
                     chunks.append(chunk)
                     if not message.get("more_body", False):

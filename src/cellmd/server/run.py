@@ -1,55 +1,24 @@
-"""Running the server: uvicorn, with time limits on connections that send nothing, and a drained end."""
+"""Running the server: uvicorn with our own bounds on connections, and a drained end."""
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
+import ctypes
 import signal
 import socket
-from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cellmd.api import Model
 from cellmd.errors import BackendError
 from cellmd.server.app import application
+from cellmd.server.connections import HEAD_SECONDS, connections_possible, protocol
 from cellmd.server.engine import Engine
 from cellmd.server.settings import ServerSettings
 
-_HEAD_SECONDS = 15.0
 
-
-class PatientProtocol(H11Protocol):
-    """HTTP/1.1 that gives a connection a bounded time to send the head of a request."""
-
-    _waiting: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._wait()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting()
-        super().connection_lost(exc)
-
-    def handle_events(self) -> None:
-        super().handle_events()
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._stop_waiting()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if not self.transport.is_closing():
-            self._stop_waiting()
-            self._wait()
-
-    def _wait(self) -> None:
-        self._waiting = self.loop.call_later(_HEAD_SECONDS, self.transport.close)
-
-    def _stop_waiting(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
+_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
+_LARGE_BYTES = 4 << 20
 
 
 def server(model: Model, settings: ServerSettings, *, slots: int, queue_limit: int) -> tuple[uvicorn.Server, Engine]:
@@ -62,12 +31,11 @@ def server(model: Model, settings: ServerSettings, *, slots: int, queue_limit: i
         application(engine),
         host=settings.host,
         port=settings.port,
-        http=PatientProtocol,
+        http=protocol(connections_possible(settings.max_connections)),
         ws="none",
         lifespan="off",
         server_header=False,
-        limit_concurrency=2 * settings.max_requests,
-        timeout_keep_alive=int(_HEAD_SECONDS),
+        timeout_keep_alive=int(HEAD_SECONDS),
         timeout_graceful_shutdown=int(settings.drain_seconds),
         h11_max_incomplete_event_size=32 << 10,
         log_level="warning",
@@ -78,6 +46,7 @@ def server(model: Model, settings: ServerSettings, *, slots: int, queue_limit: i
 
 def serve(model: Model, settings: ServerSettings, *, slots: int, queue_limit: int) -> None:
     """Serve until SIGTERM or SIGINT; then take no more, let answers end, and return."""
+    _give_large_memory_back()
     listening = _listen(settings)
     running, engine = server(model, settings, slots=slots, queue_limit=queue_limit)
     # uvicorn raises the signal that ended it once more, for the handlers that were there before it.
@@ -89,6 +58,13 @@ def serve(model: Model, settings: ServerSettings, *, slots: int, queue_limit: in
             signal.signal(number, handler)
         engine.scheduler.close()
         listening.close()
+
+
+def _give_large_memory_back() -> None:
+    """glibc keeps what is freed once it has seen a block of that size freed: large bodies and media, up to 32 MB each,
+    would stay with the process. With a fixed bound they go back to the system. Elsewhere this does nothing."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 def _listen(settings: ServerSettings) -> socket.socket:

@@ -18,7 +18,8 @@ class ServerSettings:
 
     name: what the model is called. origins: other sites whose pages may use the server (CORS).
     max_body_bytes: of a request. max_pixels: of one picture or frame. max_media_seconds: of one sound or film.
-    max_answer_tokens: of one answer. max_choices: answers of one request. max_requests: at once.
+    max_answer_tokens: of one answer. max_choices: answers of one request. max_requests: that
+    have arrived, at once. max_connections: open at once; those without a request give way to new ones.
     body_seconds: for a request to arrive. answer_seconds: for an answer to be made, waiting included.
     send_seconds: for a client to take what was sent. drain_seconds: for answers to end when the server stops.
     allow_urls: media are fetched by http and https from public hosts, within body_seconds and max_body_bytes.
@@ -37,6 +38,7 @@ class ServerSettings:
     max_answer_tokens: int = 8192
     max_choices: int = 8
     max_requests: int = 256
+    max_connections: int = 4096
     body_seconds: float = 60.0
     answer_seconds: float = 1800.0
     send_seconds: float = 60.0
