@@ -16,6 +16,7 @@ from cellmd.convert.checkpoint import Checkpoint, canonical_name
 from cellmd.convert.hub import NEEDED_FILES
 from cellmd.convert.tensor_map import check_tensors
 from cellmd.errors import CheckpointError, UnsupportedModelError
+from cellmd.quant.floats import bf16_to_f32
 from checkpoints import DATA, SHAPES, make_checkpoint, write_json, write_safetensors
 
 TEMPLATE = (DATA / "chat_template.jinja").read_bytes()
@@ -51,6 +52,25 @@ def test_shards_hold_the_same_as_one_file(folder: Path, tmp_path: Path) -> None:
         assert set(one.tensors) == set(three.tensors)
         for name in one.tensors:
             np.testing.assert_array_equal(one.read_rows(name), three.read_rows(name))
+
+
+def test_weights_come_by_their_bits_where_a_file_stores_them_as_they_are(folder: Path) -> None:
+    with Checkpoint.open(folder) as checkpoint:
+        for name in checkpoint.tensors:
+            weights = checkpoint.read_weights(name)
+            bits = weights.dtype == np.uint16
+            assert bits == (checkpoint.dtype(name) == "bf16")
+            np.testing.assert_array_equal(bf16_to_f32(weights) if bits else weights, checkpoint.read_rows(name))
+
+
+def test_a_file_cut_short_while_it_is_read_is_named(folder: Path) -> None:
+    with Checkpoint.open(folder) as checkpoint:
+        last = max(checkpoint.tensors, key=lambda name: checkpoint.tensors[name].tensor.offset)
+        path = folder / "model.safetensors"
+        with path.open("r+b") as file:
+            file.truncate(path.stat().st_size - 1)
+        with pytest.raises(CheckpointError, match=r"the file ends inside tensor"):
+            checkpoint.read_weights(last)
 
 
 @pytest.mark.parametrize(

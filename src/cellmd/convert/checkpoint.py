@@ -141,6 +141,12 @@ class Checkpoint:
             values = (values + np.float32(spec.offset)) * np.float32(spec.factor)
         return np.asarray(values)  # arithmetic on an array of no dimensions gives a scalar
 
+    def read_weights(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """As `read_rows`, but bfloat16 that is stored as it is comes by its bits, in uint16, for `encode_block`."""
+        if self.dtype(name) == "bf16" and name not in self._changed:
+            return self.read_stored(name, start, stop)
+        return self.read_rows(name, start, stop)
+
     def fingerprint(self) -> str:
         """SHA-256 over the configuration and the table of tensors: says which model this is, without reading 10 GB."""
         table = {name: [self.dtype(name), list(self.shape(name))] for name in sorted(self.tensors)}

@@ -216,10 +216,11 @@ def _write_tensors(
 
     def write(planned: PlannedTensor, block: Block) -> ErrorStats:
         name = planned.spec.name
-        rows = checkpoint.read_rows(name, block.start, block.stop)
         if name in rounded:
+            rows = checkpoint.read_rows(name, block.start, block.stop)
             encoded = stored_block(rounded[name], block.start, rows)
         else:
+            rows = checkpoint.read_weights(name, block.start, block.stop)
             encoded = encode_block(rows, planned.coding, name=name)
         writer.write(name, block.start, encoded)
         return encoded.error

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import threading
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
@@ -51,7 +51,6 @@ class SafetensorsFile:
             self._file = path.open("rb", buffering=0)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be opened: {error.strerror}") from error
-        self._lock = threading.Lock()
         try:
             self.tensors = self._read_header()
         except BaseException:
@@ -74,16 +73,14 @@ class SafetensorsFile:
         return values
 
     def _read_into(self, buffer: memoryview, offset: int, name: str) -> None:
-        with self._lock:
-            try:
-                self._file.seek(offset)
-                while buffer:
-                    n_read = self._file.readinto(buffer)
-                    if not n_read:
-                        raise CheckpointError(f"{self.path}: the file ends inside tensor {name!r}")
-                    buffer = buffer[n_read:]
-            except OSError as error:
-                raise CheckpointError(f"{self.path}: reading tensor {name!r} failed: {error.strerror}") from error
+        try:
+            while buffer:
+                n_read = os.preadv(self._file.fileno(), [buffer], offset)
+                if not n_read:
+                    raise CheckpointError(f"{self.path}: the file ends inside tensor {name!r}")
+                buffer, offset = buffer[n_read:], offset + n_read
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: reading tensor {name!r} failed: {error.strerror}") from error
 
     def _fail(self, what: str) -> CheckpointError:
         return CheckpointError(f"{self.path}: {what}; the file is damaged or not a .safetensors file: fetch it again")
