@@ -67,7 +67,7 @@ class Context {
 
    private:
     // In vector operations, of which a core does about 1e9 a second or more.
-    static constexpr double kWorthWaking = 2e3;
+    static constexpr double kWorthWaking = 4e3;
     static constexpr double kPiece = 4e7;
 
     ThreadPool pool_;

@@ -13,7 +13,7 @@ namespace cellmd {
 namespace {
 
 constexpr int kChunksOfThread = 16;  // of at most 1,024 threads: a chunk's number fits 16 bits
-constexpr size_t kFetchBytes = size_t{256} << 10;  // a quarter of a usual second-level cache
+constexpr size_t kFetchBytes = size_t{512} << 10;  // half of a usual second-level cache
 constexpr size_t kFetchStep = 1024;
 constexpr auto kWatch = std::chrono::microseconds(60);
 
