@@ -250,14 +250,16 @@ void require_cache_rows(const Cache& cache, const Tensor& x, int64_t heads, cons
 Tensor attention(Context& context, const Tensor& q, const Cache& cache, const Tensor& slots, const Tensor& positions,
                  int64_t window) {
     require_cache_rows(cache, q, q.dims() == 3 ? q.size(1) : 0, slots, positions);
-    require(0 <= window && window <= cache.capacity(), "a window of ", window, " in a cache of ", cache.capacity());
+    require(0 <= window, "a window of ", window);
     const int64_t n = q.size(0), heads = q.size(1), readers = heads / cache.heads();
     const int head_dim = cache.head_dim();
     Tensor out(*context.memory, ElementType::Float, q.shape());
     if (n == 0) return out;
     const auto query_at = [&](int64_t row, int64_t head) {
         const int64_t position = positions.ints()[row];
-        require(window > 0 || position < cache.capacity(), "position ", position, " in a cache of ", cache.capacity());
+        // A cache that is smaller than the window holds every position or has lost some that are seen.
+        require((0 < window && window <= cache.capacity()) || position < cache.capacity(), "position ", position,
+                " with a window of ", window, " in a cache of ", cache.capacity());
         return Query{q.row(row) + head * head_dim, out.row(row) + head * head_dim,
                      window ? std::max<int64_t>(0, position - window + 1) : 0, position + 1};
     };

@@ -102,7 +102,7 @@ def test_what_does_not_fit_is_refused(ops: CpuOps, call: Callable[[CpuOps], obje
 
 @pytest.mark.parametrize(
     ("slots", "positions", "window"),
-    [([1], [0], 0), ([-1], [0], 0), ([0], [-1], 0), ([0], [64], 0), ([0, 0], [0], 0), ([0], [0], -1), ([0], [0], 65)],
+    [([1], [0], 0), ([-1], [0], 0), ([0], [-1], 0), ([0], [64], 0), ([0, 0], [0], 0), ([0], [0], -1), ([0], [64], 65)],
 )
 def test_attention_outside_its_cache(ops: CpuOps, slots: list[int], positions: list[int], window: int) -> None:
     cache = ops.new_cache(1, 64, 1, 16)

@@ -76,6 +76,7 @@ def plain(q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int) -> np.ndarra
         (70, 3, 3, 8, 0),
         (40, 16, 1, 128, 5),
         (130, 1, 1, 16, 64),
+        (40, 4, 1, 32, 100),  # a cache smaller than the window
     ],
 )
 def test_as_good_as_a_plain_form(
