@@ -20,11 +20,13 @@ _STAGES = 4
 class Recording:
     """function(*inputs) for n_rows rows.
 
-    It is called twice with the first inputs: to compile what it calls, then to record it. The memory of its results is
-    its own, so they last until it runs again.
+    It is called twice with the first inputs: to compile what it calls, then to record it. pool: memory that recordings
+    share; so results last until the next of them runs.
     """
 
-    def __init__(self, function: Callable[..., Any], inputs: Sequence[Ints], n_rows: int, device: torch.device) -> None:
+    def __init__(
+        self, function: Callable[..., Any], inputs: Sequence[Ints], n_rows: int, device: torch.device, pool: Any
+    ) -> None:
         self._values = torch.zeros((len(inputs), n_rows), dtype=torch.int32, device=device)
         self._stages = [
             (torch.zeros((len(inputs), n_rows), dtype=torch.int32, pin_memory=True), torch.cuda.Event())
@@ -39,7 +41,7 @@ class Recording:
             function(*rows)
         torch.cuda.current_stream(device).wait_stream(beside)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             self._results = function(*rows)
 
     def run(self, inputs: Sequence[Ints]) -> Any:

@@ -28,6 +28,7 @@ class CudaOps(TorchOps):
     def __init__(self, device: str | torch.device = "cuda", *, tables_on_device: bool = False) -> None:
         super().__init__(device, tables_on_device=tables_on_device)
         self._tables_on_device = tables_on_device
+        self._pool = torch.cuda.graph_pool_handle()
         self._recordings: WeakKeyDictionary[Any, dict[int, Recording]] = WeakKeyDictionary()
 
     # ---- memory ---------------------------------------------------------------------------------------------------
@@ -78,7 +79,8 @@ class CudaOps(TorchOps):
         recordings = self._recordings.setdefault(key, {})
         recording = recordings.get(n_recorded)
         if recording is None:
-            recording = recordings[n_recorded] = Recording(function, inputs, n_recorded, self.device)
+            recording = Recording(function, inputs, n_recorded, self.device, self._pool)
+            recordings[n_recorded] = recording
         return recording.run(inputs)
 
 
