@@ -1,7 +1,8 @@
-"""What many answers at once gain over one, and whether memory stays flat.
+"""What many answers at once gain over one.
 
-    python bench/server.py model.cellmd                      # 8 answers over one; a long prompt beside an answer
-    python bench/server.py model.cellmd --soak-minutes 10    # mixed requests over HTTP; resident memory at the end
+    python bench/server.py model.cellmd      # 8 answers over one; a long prompt beside an answer
+
+Whether memory stays flat: bench/soak.py.
 
 Rates are of the same run, one and many in turn, and medians: the machine may be busy with other things. Ends in one
 line of JSON.
@@ -13,14 +14,8 @@ import argparse
 import json
 import queue
 import random
-import re
-import signal
 import statistics
-import subprocess
-import sys
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,8 +23,6 @@ from typing import Any
 import cellmd
 from cellmd.errors import CellmdError
 from cellmd.runtime.scheduler import Job, Scheduler
-
-PORT = 18080
 
 
 def main() -> None:
@@ -40,10 +33,8 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=1000, help="of the prompt read beside an answer")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--soak-minutes", type=float, help="soak instead of measuring rates")
     args = parser.parse_args()
-    measure = soak if args.soak_minutes is not None else rates
-    print(json.dumps({"file": args.file.name, **measure(args)}))
+    print(json.dumps({"file": args.file.name, **rates(args)}))
 
 
 # ---- rates --------------------------------------------------------------------------------------------------
@@ -121,103 +112,6 @@ def decode_rate(model: cellmd.Model, scheduler: Scheduler, n: int, n_tokens: int
         if isinstance(what, CellmdError):
             raise what
     return (counts.completion_tokens - done) / (time.perf_counter() - began)
-
-
-# ---- soak ---------------------------------------------------------------------------------------------------
-
-
-def soak(args: argparse.Namespace) -> dict[str, Any]:
-    """Clients that stream, leave, send too much and send nonsense, against a server in a process of its own. Its memory
-    after each fifth of the time."""
-    import httpx
-
-    command = [
-        sys.executable,
-        "-m",
-        "cellmd.cli.main",
-        "serve",
-        str(args.file),
-        "--port",
-        str(PORT),
-        "--context",
-        "2048",
-    ]
-    command += ["--slots", str(args.at_once), "--queue", str(args.at_once)]
-    command += [] if args.threads is None else ["--threads", str(args.threads)]
-    url = f"http://127.0.0.1:{PORT}"
-    ends = time.monotonic() + 60 * args.soak_minutes
-    statuses: Counter[int] = Counter()
-
-    def client(seed: int) -> None:
-        rng = random.Random(seed)
-        while time.monotonic() < ends:
-            body, leaves = nonsense(rng)
-            try:
-                with httpx.stream("POST", f"{url}/v1/chat/completions", content=body, timeout=300) as answer:
-                    statuses[answer.status_code] += 1
-                    for i, _ in enumerate(answer.iter_bytes()):
-                        if i == leaves:
-                            break
-            except httpx.TransportError:
-                statuses[0] += 1
-
-    with subprocess.Popen(command) as process:
-        while not answers(url):
-            time.sleep(0.1)
-        clients = [threading.Thread(target=client, args=(seed,)) for seed in range(2 * args.at_once)]
-        for thread in clients:
-            thread.start()
-        resident = []
-        for _ in range(5):
-            time.sleep(12 * args.soak_minutes)
-            resident.append(resident_mib(process.pid))
-        for thread in clients:
-            thread.join()
-        metrics = httpx.get(f"{url}/metrics").text
-        process.send_signal(signal.SIGTERM)
-    names = ("finished", "cancelled", "failed", "refused")
-    return {
-        "minutes": args.soak_minutes,
-        "statuses": {str(status): n for status, n in sorted(statuses.items())},
-        **{name: int(re.findall(rf"^cellmd_{name}_total (\d+)", metrics, re.MULTILINE)[0]) for name in names},
-        "resident_mib": resident,
-        "exit_code": process.returncode,
-    }
-
-
-def answers(url: str) -> bool:
-    import httpx
-
-    try:
-        return httpx.get(f"{url}/health").is_success
-    except httpx.TransportError:
-        return False
-
-
-def nonsense(rng: random.Random) -> tuple[bytes, int]:
-    """A request, and after how many pieces of the answer its client leaves (-1: never)."""
-    kind = rng.choices(["chat", "leave", "broken", "large", "deep"], [10, 3, 1, 1, 1])[0]
-    if kind == "broken":
-        return rng.randbytes(200), -1
-    if kind == "large":
-        return b" " * (5 << 20), -1
-    if kind == "deep":
-        return b'{"messages":' + b"[" * 10_000, -1
-    text = " ".join(rng.choices(["sea", "wind", "ship", "tell", "me", "about", "why"], k=rng.randrange(1, 150)))
-    body = {
-        "messages": [{"role": "user", "content": text}],
-        "max_completion_tokens": rng.randrange(1, 60),
-        "stream": True,
-    }
-    return json.dumps(body).encode(), rng.randrange(1, 20) if kind == "leave" else -1
-
-
-def resident_mib(process: int) -> int:
-    """Of memory that is the process's own: pages of the mapped file come and go."""
-    for line in Path(f"/proc/{process}/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) >> 10
-    raise SystemExit("this system does not tell how much memory a process has of its own")
 
 
 if __name__ == "__main__":

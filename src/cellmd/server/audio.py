@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any, Literal
 
 from pydantic import Field
@@ -20,7 +20,7 @@ from cellmd.server.errors import ApiError
 from cellmd.server.events import DONE, event, event_stream
 from cellmd.server.schemas import Form, parse_object
 from cellmd.transcribe.formats import Segment, as_srt, as_vtt
-from cellmd.transcribe.pauses import RATE_HZ, Span, pieces
+from cellmd.transcribe.pauses import RATE_HZ, pieces
 from cellmd.transcribe.recording import Task, read, transcribe
 
 _MOST_FIELDS = 32
@@ -63,9 +63,8 @@ async def _heard(http: HttpRequest, *, translate: bool) -> Response:
             param="timestamp_granularities",
         )
     waveform = await engine.in_thread(read, sound, engine.model, engine.settings.media_limits)
-    spans = await engine.in_thread(pieces, waveform)
     task = Task(translate, asked.language or None, asked.prompt or "", asked.temperature)
-    hearing = Hearing(engine, waveform, spans, task, client_of(http))
+    hearing = Hearing(engine, waveform, task, client_of(http))
     seconds = len(waveform) / RATE_HZ
     if asked.stream:
         await hearing.begun(http)
@@ -76,29 +75,22 @@ async def _heard(http: HttpRequest, *, translate: bool) -> Response:
 class Hearing:
     """The segments of a recording as they are heard, in order, those without words left out. `close` ends it early."""
 
-    def __init__(self, engine: Engine, waveform: Any, spans: list[Span], task: Task, client: str) -> None:
+    def __init__(self, engine: Engine, waveform: Any, task: Task, client: str) -> None:
         self._found: asyncio.Queue[Segment | Exception | None] = asyncio.Queue()
         self._first: Any = _NOTHING
         self._stop = threading.Event()
         self._loop = asyncio.get_running_loop()
         self._seconds = engine.settings.answer_seconds
         self._ends = self._loop.time() + self._seconds
-        segments = transcribe(
-            engine.model,
-            engine.scheduler,
-            waveform,
-            spans,
-            task,
-            at_once=engine.scheduler.n_slots,
-            client=client,
-            stopped=self._stop.is_set,
-        )
-        self._working = asyncio.ensure_future(asyncio.to_thread(self._hear, segments))
+        self._working = asyncio.ensure_future(asyncio.to_thread(self._hear, engine, waveform, task, client))
 
-    def _hear(self, segments: Iterator[Segment]) -> None:
+    def _hear(self, engine: Engine, waveform: Any, task: Task, client: str) -> None:
         last: Exception | None = None
+        n_slots, stopped = engine.scheduler.n_slots, self._stop.is_set
         try:
-            for segment in segments:
+            spans = pieces(waveform, stopped)
+            options: dict[str, Any] = {"at_once": n_slots, "client": client, "stopped": stopped}
+            for segment in transcribe(engine.model, engine.scheduler, waveform, spans, task, **options):
                 self._loop.call_soon_threadsafe(self._found.put_nowait, segment)
         except Exception as error:
             last = error

@@ -16,7 +16,6 @@ from cellmd.server.connections import HEAD_SECONDS, connections_possible, protoc
 from cellmd.server.engine import Engine
 from cellmd.server.settings import ServerSettings
 
-
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 _LARGE_BYTES = 4 << 20
 

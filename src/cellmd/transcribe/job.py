@@ -58,7 +58,7 @@ def transcribe_file(
 def _identity(waveform: np.ndarray, model: Model, task: Task) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(waveform).data)
     status = os.stat(model.path)
-    digest.update(f"{status.st_size} {status.st_mtime_ns} {task} {RATE_HZ}".encode())
+    digest.update(f"{status.st_size} {status.st_mtime_ns} {task} {RATE_HZ} silero".encode())
     return digest.hexdigest()
 
 
