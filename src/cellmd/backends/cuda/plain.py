@@ -66,8 +66,11 @@ class TorchOps(Ops):
         return Ints(self.device, host=np.array(values, dtype=np.int32))
 
     def floats(self, values: Any) -> Tensor:
-        host = np.array(values, dtype=np.float32)
-        return torch.from_numpy(host).to(self.device)
+        if self.device.type == "cpu":
+            return torch.from_numpy(np.array(values, dtype=np.float32))
+        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32).reshape(np.shape(values))).to(
+            self.device
+        )
 
     def zeros(self, shape: tuple[int, ...]) -> Tensor:
         return torch.zeros(shape, dtype=torch.float32, device=self.device)
