@@ -25,34 +25,46 @@ CELLMD_INLINE Step step_of(const float* x, int n, Vf low, Vf high) {
     return {top * (1.0f / 127.0f), 127.0f / top};
 }
 
-// kRows is the stride of the codes' layout.
+// The codes of n numbers of one row, and their sum. kRows is the stride of the codes' layout.
+template <int kRows>
+CELLMD_INLINE int32_t codes_of_group(const float* x, int n, Vf low, Vf high, float inverse, int8_t* out) {
+    Vi sum = vizero();
+    for (int c = 0; c < n; c += 16, out += 16 * kRows) {
+        const Vf value = clipped(x + c, n - c, low, high);
+        const Vi code = inverse > 0.0f ? vround(value * vset(inverse)) : vizero();
+        sum = sum + code;
+        if (kRows == 1 && n - c >= 16) {
+            vstore_i8(out, code);
+        } else {
+            alignas(16) int8_t bytes[16];
+            vstore_i8(bytes, code);
+            const int quarters = 2 * ceil_div(lesser(16, n - c), 8);
+            for (int q = 0; q < quarters; q++) __builtin_memcpy(out + 4 * kRows * q, bytes + 4 * q, 4);
+        }
+    }
+    return visum(sum);
+}
+
 template <int kRows>
 static void quantise_block(const QuantiseArgs& a) {
     const Vf low = vset(a.low), high = vset(a.high);
     const int groups = ceil_div(a.k, a.group);
+    // A step takes long to come by and little to compute: those of several groups come together, before they are used.
+    constexpr int kTogether = 16;
+    Step steps[kTogether];
     for (int row = 0; row < kRows; row++) {
         const float* x = a.x + row * a.row_stride;
-        for (int g = 0; g < groups; g++) {
-            const int begin = g * a.group, n = lesser(a.group, a.k - begin);
-            const Step step = step_of(x + begin, n, low, high);
-            const Vf inverse = vset(step.inverse);
-            Vi sum = vizero();
-            for (int c = 0; c < n; c += 16) {
-                const Vf value = clipped(x + begin + c, n - c, low, high);
-                const Vi code = step.inverse > 0.0f ? vround(value * inverse) : vizero();
-                sum = sum + code;
-                int8_t* out = a.codes + (begin + c) * kRows + 4 * row;
-                if (kRows == 1 && n - c >= 16) {
-                    vstore_i8(out, code);
-                } else {
-                    alignas(16) int8_t bytes[16];
-                    vstore_i8(bytes, code);
-                    const int quarters = 2 * ceil_div(lesser(16, n - c), 8);
-                    for (int q = 0; q < quarters; q++) __builtin_memcpy(out + 4 * kRows * q, bytes + 4 * q, 4);
-                }
+        for (int first = 0; first < groups; first += kTogether) {
+            const int last = lesser(groups, first + kTogether);
+            for (int g = first; g < last; g++)
+                steps[g - first] = step_of(x + g * a.group, lesser(a.group, a.k - g * a.group), low, high);
+            for (int g = first; g < last; g++) {
+                const Step step = steps[g - first];
+                const int begin = g * a.group, n = lesser(a.group, a.k - begin);
+                a.scales[g * kRows + row] = step.scale;
+                a.sums[g * kRows + row] = codes_of_group<kRows>(x + begin, n, low, high, step.inverse,
+                                                                a.codes + begin * kRows + 4 * row);
             }
-            a.scales[g * kRows + row] = step.scale;
-            a.sums[g * kRows + row] = visum(sum);
         }
     }
 }
