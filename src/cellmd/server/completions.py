@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
+from cellmd.processors.features import Prompt
 from cellmd.processors.tokenizer import Tokenizer
 from cellmd.runtime.result import Piece, TokenScore
 from cellmd.runtime.scheduler import Request
@@ -23,16 +25,16 @@ from cellmd.server.schemas import CompletionRequest, parse
 async def completions(http: HttpRequest) -> Response:
     engine: Engine = http.app.state.engine
     asked = parse(await http.body(), CompletionRequest)
-    prompts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
-    answers = engine.answer(await _requests(engine, asked, prompts, client_of(http)))
+    prompts = await _prompts(engine, asked)
+    answers = engine.answer(_requests(engine, asked, prompts, client_of(http)))
     head = {
         "id": f"cmpl-{uuid.uuid4().hex}",
         "object": "text_completion",
         "created": int(time.time()),
         "model": engine.settings.name,
     }
-    echoed = [prompt if asked.echo else "" for prompt in prompts for _ in range(asked.n)]
     tokenizer = engine.model.processor.tokenizer
+    echoed = [_echo(tokenizer, one) if asked.echo else "" for one in _listed(asked.prompt) for _ in range(asked.n)]
     if asked.stream:
         return event_stream(answers, _chunks(answers, head, tokenizer, echoed, asked))
     choices = []
@@ -40,18 +42,44 @@ async def completions(http: HttpRequest) -> Response:
     for i, pieces in enumerate(whole):
         text = echoed[i] + "".join(piece.text for piece in pieces)
         scores = [score for piece in pieces for score in piece.scores]
-        choices.append(_choice(i, text, finish_reason(pieces[-1]), scores, tokenizer, asked.logprobs))
+        ended = finish_reason(pieces[-1])
+        choices.append(_choice(i, text, ended, scores, tokenizer, asked.logprobs, len(echoed[i])))
     return JSONResponse({**head, "choices": choices, "usage": _usage(whole, asked.n)})
 
 
-async def _requests(engine: Engine, asked: CompletionRequest, prompts: Sequence[str], client: str) -> list[Request]:
+def _listed(prompt: str | list[Any]) -> list[str | list[int]]:
+    """The prompts: texts or token ids, of which there may be several."""
+    return prompt if isinstance(prompt, list) and not (prompt and isinstance(prompt[0], int)) else [prompt]
+
+
+def _echo(tokenizer: Tokenizer, prompt: str | list[int]) -> str:
+    return prompt if isinstance(prompt, str) else tokenizer.decode(prompt, skip_special=False)
+
+
+async def _prompts(engine: Engine, asked: CompletionRequest) -> list[Prompt]:
     if asked.suffix:
         raise ApiError(400, "suffix is not supported by this server", code="unsupported_parameter", param="suffix")
-    if not 1 <= len(prompts) * asked.n <= engine.settings.max_choices:
+    listed = _listed(asked.prompt)
+    if not 1 <= len(listed) * asked.n <= engine.settings.max_choices:
         raise ApiError(400, f"prompts times n must be 1..{engine.settings.max_choices}", param="prompt")
+    return [
+        await engine.prepare(one, raw=True)
+        if isinstance(one, str)
+        else _of_ids(one, engine.model.config.text.vocab_size)
+        for one in listed
+    ]
+
+
+def _of_ids(ids: list[int], n_vocab: int) -> Prompt:
+    """A prompt of tokens. Raises ApiError for ids that are none, before anything counts with them."""
+    if any(not 0 <= token < n_vocab for token in ids):
+        raise ApiError(400, f"prompt: token ids are 0..{n_vocab - 1}", code="invalid_value", param="prompt")
+    return Prompt(tuple(ids))
+
+
+def _requests(engine: Engine, asked: CompletionRequest, prompts: Sequence[Prompt], client: str) -> list[Request]:
     requests: list[Request] = []
-    for text in prompts:
-        prompt = await engine.prepare(text, raw=True)
+    for prompt in prompts:
         requests += engine.requests(
             prompt,
             n=asked.n,
@@ -73,19 +101,27 @@ def _usage(whole: Sequence[Sequence[Piece]], n: int) -> dict[str, Any]:
 
 
 def _choice(
-    index: int, text: str, finish: str | None, scores: Sequence[TokenScore], tokenizer: Tokenizer, top: int | None
+    index: int,
+    text: str,
+    finish: str | None,
+    scores: Sequence[TokenScore],
+    tokenizer: Tokenizer,
+    top: int | None,
+    offset: int = 0,
 ) -> dict[str, Any]:
+    """offset: where the first of the tokens begins in the choice's text."""
     shown = None
     if top is not None:
 
         def name(token: int) -> str:
             return tokenizer.decode([token], skip_special=False)
 
+        tokens = [name(score.token_id) for score in scores]
         shown = {
-            "tokens": [name(score.token_id) for score in scores],
+            "tokens": tokens,
             "token_logprobs": [score.logprob for score in scores],
             "top_logprobs": [{name(token): value for token, value in score.top} for score in scores],
-            "text_offset": [],
+            "text_offset": list(itertools.accumulate(map(len, tokens), initial=offset))[: len(tokens)],
         }
     return {"index": index, "text": text, "logprobs": shown, "finish_reason": finish}
 
@@ -97,9 +133,12 @@ async def _chunks(
         if text:
             yield event({**head, "choices": [_choice(i, text, None, [], tokenizer, None)]})
     lasts: dict[int, list[Piece]] = {i: [] for i in range(len(echoed))}
+    offsets = [len(text) for text in echoed]
     async for i, piece in answers:
         finish = finish_reason(piece) if piece.finish_reason is not None else None
-        yield event({**head, "choices": [_choice(i, piece.text, finish, piece.scores, tokenizer, asked.logprobs)]})
+        choice = _choice(i, piece.text, finish, piece.scores, tokenizer, asked.logprobs, offsets[i])
+        offsets[i] += sum(map(len, choice["logprobs"]["tokens"])) if choice["logprobs"] else 0
+        yield event({**head, "choices": [choice]})
         if finish:
             lasts[i].append(piece)
     if asked.stream_options is not None and asked.stream_options.include_usage:

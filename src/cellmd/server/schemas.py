@@ -219,7 +219,9 @@ class ChatRequest(Sampled):
 
 
 class CompletionRequest(Sampled):
-    prompt: str | list[str] = Field(description="the exact prompt; no chat template runs")
+    prompt: str | list[str] | list[int] | list[list[int]] = Field(
+        description="the exact prompt, as text or token ids, or several; no chat template runs"
+    )
     max_tokens: Count = 16
     n: Count = 1
     logprobs: int | None = Field(None, ge=0, le=20)
