@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import cellmd
 from cellmd.backends import create
+from cellmd.processors.call_stream import arguments_json
 from cellmd.processors.output import AnswerDecoder
 from cellmd.runtime.answering import Answering, Settings
 from cellmd.runtime.logits import Logits
@@ -153,7 +154,28 @@ MARKERS = [CHANNEL, CHANNEL_END, CALL, CALL_END, QUOTE, 50, 51, 46, 47, 98, 105]
 @settings(deadline=None)
 def test_no_marker_is_ever_said(model: cellmd.Model, tokens: list[int], cut: int) -> None:
     """Whatever the model says, and wherever it is cut."""
+    check_no_marker(model, tokens, cut)
+
+
+@given(
+    st.lists(
+        st.sampled_from(["<|tool_call>", "call:f{", "a:", "x", '<|"|>', ",", "}", "<tool_call|>", "[", "<|think|>"])
+    )
+)
+@example(["call:f{", "a:", "x", '<|"|>', "}", "<tool_call|>"])
+@example(["call:f{", "a", '<|"|>', ":", "x", "}", "<tool_call|>"])
+@example(["call:f", '<|"|>', "{", "}", "<tool_call|>"])
+@settings(deadline=None, max_examples=200)
+def test_no_marker_is_in_a_call(model: cellmd.Model, parts: list[str]) -> None:
+    tokens = model.processor.tokenizer.encode("<|tool_call>" + "".join(parts))
+    for cut in {len(tokens), max(1, len(tokens) - 1)}:
+        check_no_marker(model, tokens, cut)
+
+
+def check_no_marker(model: cellmd.Model, tokens: list[int], cut: int) -> None:
     _, pieces = run(model, [(token,) for token in tokens], max_tokens=cut)
-    said = text_of(pieces) + reasoning_of(pieces)
+    deltas = [delta for piece in pieces for delta in piece.call_deltas]
+    calls = [f"{arguments_json(call)}{call.name}{call.arguments}" for call in pieces[-1].tool_calls]
+    said = text_of(pieces) + reasoning_of(pieces) + "".join(f"{d.name}{d.arguments}" for d in deltas) + "".join(calls)
     for name in model.processor.tokenizer.special_tokens.values():
         assert name not in said

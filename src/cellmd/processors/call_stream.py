@@ -59,6 +59,8 @@ class CallStream:
         found = _HEAD.match(self._rest)
         if found is None:
             return False
+        if QUOTE in found[1]:
+            return self._go("fault")
         self.name = found[1]
         self._open.append("}")
         return self._go("first key", "{", found.end())
@@ -74,6 +76,8 @@ class CallStream:
         if end < 0:
             return False
         key = self._rest[start:end] if quoted else self._rest[:end].strip()
+        if QUOTE in key:
+            return self._go("fault")
         comma = "" if self._state == "first key" else ", "
         return self._go("colon", f"{comma}{_json(key)}: ", end + start)
 
@@ -93,7 +97,8 @@ class CallStream:
         end = _BARE_END.search(self._rest)
         if end is None:
             return False
-        return self._go("after", comma + _json(bare(self._rest[: end.start()].strip())), end.start())
+        word = self._rest[: end.start()].strip()
+        return self._go("fault") if QUOTE in word else self._go("after", comma + _json(bare(word)), end.start())
 
     def _made_item(self) -> bool:
         """Whether the value that comes is one of a list, and not its first."""

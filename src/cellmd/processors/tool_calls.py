@@ -50,7 +50,7 @@ def parse_tool_calls(text: str) -> list[ToolCall]:
 def parse_tool_call(raw: str) -> ToolCall:
     """One call: what stands between `<|tool_call>` and `<tool_call|>`."""
     head = _HEAD.match(raw)
-    if head is None:
+    if head is None or QUOTE in head[1]:
         return ToolCall("", None, raw)
     parser = _Parser(raw, head.end())
     try:
@@ -119,6 +119,8 @@ class _Parser:
         while self._position < len(self._text) and self._text[self._position] not in stops:
             self._position += 1
         if self._position == len(self._text):
+            raise _MalformedError
+        if QUOTE in self._text[start : self._position]:
             raise _MalformedError
         return self._text[start : self._position]
 
