@@ -317,6 +317,22 @@ def test_calls_fit_their_schema_however_the_model_wavers(client: openai.OpenAI) 
     assert n_calls > 12  # several at once among them
 
 
+def test_only_some_tools_are_allowed(client: openai.OpenAI) -> None:
+    def allowed(mode: str, *names: str) -> Any:
+        tools = [{"type": "function", "function": {"name": name}} for name in names]
+        return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+    options: Any = {"tools": [LOOK, FILED], "temperature": 1.0, "max_completion_tokens": 40}
+    for seed in range(4):
+        answer = create(client, **options, tool_choice=allowed("required", "file"), seed=seed).choices[0]
+        assert {call.function.name for call in answer.message.tool_calls} == {"file"}
+    prompts = [create(client, **options, tool_choice=c).usage.prompt_tokens for c in ("auto", allowed("auto", "look"))]
+    assert prompts[1] < prompts[0]  # the other is not shown to the model
+    for wrong in (allowed("required", "other"), allowed("perhaps", "look"), allowed("auto")):
+        with pytest.raises(openai.BadRequestError):
+            create(client, **options, tool_choice=wrong)
+
+
 def test_a_cut_call_ends_as_length_with_what_there_is(client: openai.OpenAI) -> None:
     options = {"tools": [FILED], "tool_choice": "required", "max_completion_tokens": 14, "temperature": 0.0}
     whole = create(client, **options).choices[0]

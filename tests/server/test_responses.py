@@ -64,6 +64,13 @@ def test_functions_are_called_and_answered(client: openai.OpenAI) -> None:
     assert create(client, input=turns, tools=[LOOK]).output_text
 
 
+def test_only_some_functions_are_allowed(client: openai.OpenAI) -> None:
+    other: Any = {"type": "function", "name": "other"}
+    choice: Any = {"type": "allowed_tools", "mode": "required", "tools": [other]}
+    response = create(client, input="hello", tools=[LOOK, other], tool_choice=choice, max_output_tokens=40)
+    assert {item.name for item in response.output if item.type == "function_call"} == {"other"}
+
+
 def test_json_of_a_schema(client: openai.OpenAI) -> None:
     schema = {
         "type": "object",
@@ -171,6 +178,10 @@ def test_what_is_kept_is_bounded() -> None:
         {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://127.0.0.1/x"}]}]},
         {"tools": [{"type": "web_search"}]},
         {"tools": [{"type": "function"}]},
+        {"tools": [LOOK], "tool_choice": {"type": "web_search"}},
+        {"tools": [LOOK], "tool_choice": {"type": "function"}},
+        {"tools": [LOOK], "tool_choice": {"type": "allowed_tools", "mode": "required", "tools": [{"name": "look"}]}},
+        {"tools": [LOOK], "tool_choice": {"type": "allowed_tools", "mode": "required", "tools": "look"}},
     ],
 )
 def test_what_is_not_supported_is_refused(live: Live, change: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from cellmd.server.events import DONE, event, event_stream
 from cellmd.server.fetch import Wanted
 from cellmd.server.grammar import GrammarConstraint
 from cellmd.server.schemas import (
+    AllowedTools,
     AudioPart,
     AudioUrlPart,
     ChatRequest,
@@ -162,17 +163,19 @@ def _wanted(messages: Sequence[Message]) -> list[Wanted]:
 
 def _tools(asked: ChatRequest) -> list[Tool]:
     tools = asked.tools or []
-    if asked.tool_choice == "none":
+    choice = asked.tool_choice
+    if choice == "none":
         return []
-    if isinstance(asked.tool_choice, NamedTool):
-        named = [tool for tool in tools if tool.function.name == asked.tool_choice.function.name]
-        if not named:
-            name = asked.tool_choice.function.name
-            raise ApiError(400, f"tool_choice names {name!r}, which is none of the tools", param="tool_choice")
-        return named
-    if asked.tool_choice == "required" and not tools:
+    named = [choice] if isinstance(choice, NamedTool) else []
+    named = choice.allowed_tools.tools if isinstance(choice, AllowedTools) else named
+    known = {tool.function.name for tool in tools}
+    unknown = next((one.function.name for one in named if one.function.name not in known), None)
+    if unknown is not None:
+        raise ApiError(400, f"tool_choice names {unknown!r}, which is none of the tools", param="tool_choice")
+    if choice == "required" and not tools:
         raise ApiError(400, "tool_choice is required, but there are no tools", param="tool_choice")
-    return tools
+    wanted = {one.function.name for one in named}
+    return [tool for tool in tools if not named or tool.function.name in wanted]
 
 
 def _reasoning(asked: ChatRequest) -> tuple[bool, int | None]:
@@ -186,7 +189,10 @@ def _reasoning(asked: ChatRequest) -> tuple[bool, int | None]:
 
 
 def _must_call(asked: ChatRequest) -> bool:
-    return asked.tool_choice == "required" or isinstance(asked.tool_choice, NamedTool)
+    choice = asked.tool_choice
+    if isinstance(choice, AllowedTools):
+        return choice.allowed_tools.mode == "required"
+    return choice == "required" or isinstance(choice, NamedTool)
 
 
 def _constraint(engine: Engine, asked: ChatRequest, tools: Sequence[Tool]) -> GrammarConstraint | None:

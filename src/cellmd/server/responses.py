@@ -148,9 +148,19 @@ def _tool(index: int, tool: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tool_choice(choice: str | dict[str, Any] | None) -> Any:
-    if isinstance(choice, dict):
-        return {"type": "function", "function": {"name": choice.get("name")}}
-    return choice
+    if not isinstance(choice, dict):
+        return choice
+    if choice.get("type") == "allowed_tools":
+        tools = choice.get("tools")
+        named = [_named(tool) for tool in tools] if isinstance(tools, list) else tools
+        return {"type": "allowed_tools", "allowed_tools": {"mode": choice.get("mode"), "tools": named}}
+    return _named(choice)
+
+
+def _named(tool: Any) -> Any:
+    if not isinstance(tool, dict) or tool.get("type") != "function":
+        raise ApiError(400, "tool_choice: only functions can be chosen", param="tool_choice")
+    return {"type": "function", "function": {"name": tool.get("name")}}
 
 
 def _format(form: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -117,6 +117,18 @@ class NamedTool(Form):
     function: FunctionName
 
 
+class SomeTools(Form):
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool] = Field(min_length=1, max_length=128)
+
+
+class AllowedTools(Form):
+    """Of the tools only some."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: SomeTools
+
+
 class JsonSchema(Form):
     name: str = ""
     schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
@@ -200,7 +212,7 @@ Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 class ChatRequest(Sampled):
     messages: list[Message] = Field(min_length=1, max_length=4096)
     tools: list[Tool] | None = Field(None, max_length=128)
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
     parallel_tool_calls: bool = True
     response_format: ResponseFormat | None = None
     logprobs: bool = False
