@@ -7,6 +7,8 @@ sums and the softmax float32. Position p of a sequence lies at p mod capacity.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -26,6 +28,16 @@ _NO_SLOT = tl.constexpr(1 << 30)
 
 _PROGRAMS = 256
 """About so many share the keys of a few rows: twice the multiprocessors of an H100."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """positions at a time, warps, stages: loads under way; rows of a block, in `prefill_attention`."""
+
+    positions: int
+    warps: int
+    stages: int
+    rows: int = 0
 
 
 @triton.jit
@@ -59,8 +71,10 @@ def _shares(
     d = tl.arange(0, WIDTH)
     heads = kv_head * readers + r
     real = (r < readers)[:, None] & (d < HD)[None, :]
-    wait_for_inputs(OVERLAPS)
+    # where the rows are is known since before the step: no launch of ours writes it
     position = tl.load(positions + row)
+    base = tl.load(slots + row).to(tl.int64) * places
+    wait_for_inputs(OVERLAPS)
     first = tl.maximum(position - WINDOW + 1, 0) if WINDOW > 0 else 0
     blocks = tl.cdiv(position + 1 - first, BLOCK)
     length = tl.cdiv(blocks, SHARES) * BLOCK
@@ -72,7 +86,6 @@ def _shares(
     acc = tl.zeros((READERS, WIDTH), tl.float32)
     if start < stop:
         query = operand(tl.load(q + (row * HEADS + heads[:, None]) * HD + d[None, :], mask=real, other=0.0))
-        base = tl.load(slots + row).to(tl.int64) * places
         for at in tl.range(start, stop, BLOCK, num_stages=STAGES):
             p = at + tl.arange(0, BLOCK)
             seen = p < stop
@@ -134,6 +147,7 @@ def decode_attention(
     *,
     dtype: torch.dtype = torch.float32,
     shares: int | None = None,
+    tile: Tile | None = None,
 ) -> torch.Tensor:
     """`Ops.attention` for few rows. q (N, H, hd) float32 or bfloat16; keys and values (n_slots, places, Hkv, hd), of
     which position p lies at p mod capacity (places may be fewer, while no position lies beyond them); slots and
@@ -143,10 +157,12 @@ def decode_attention(
     """
     n_rows, n_heads, head_dim = q.shape
     n_kv_heads = keys.shape[2]
-    block = 32 if head_dim <= 256 else 16
+    tile = tile or Tile(positions=32 if head_dim <= 256 else 16, warps=4, stages=3)
     reach = min(window, capacity) if window else keys.shape[1]
     if shares is None:
-        shares = min(ceil_power_of_2(triton.cdiv(reach, block)), max(1, _PROGRAMS // (n_rows * n_kv_heads)), 128)
+        shares = min(
+            ceil_power_of_2(triton.cdiv(reach, tile.positions)), max(1, _PROGRAMS // (n_rows * n_kv_heads)), 128
+        )
         shares = 1 << (shares.bit_length() - 1)
     out = torch.empty_like(q, dtype=dtype)
     floats = {"dtype": torch.float32, "device": q.device}
@@ -157,7 +173,7 @@ def decode_attention(
         _shares,
         (n_rows, n_kv_heads, shares),
         q.device,
-        4,
+        tile.warps,
         *(q, keys, values, slots, positions, partial, largest, total, out, keys.shape[1], capacity),
         WINDOW=window,
         HEADS=n_heads,
@@ -165,9 +181,9 @@ def decode_attention(
         HD=head_dim,
         WIDTH=max(16, ceil_power_of_2(head_dim)),
         READERS=max(16, ceil_power_of_2(n_heads // n_kv_heads)),
-        BLOCK=block,
+        BLOCK=tile.positions,
         SHARES=shares,
-        STAGES=3,
+        STAGES=tile.stages,
     )
     if split:
         width = min(64, ceil_power_of_2(head_dim))
@@ -259,6 +275,7 @@ def prefill_attention(
     window: int,
     *,
     dtype: torch.dtype = torch.float32,
+    tile: Tile | None = None,
 ) -> torch.Tensor:
     """`Ops.attention` for many rows; arguments and result as for `decode_attention`. Fastest where neighbouring rows
     are neighbours in one sequence: a block of rows goes over all positions that one of them sees, once for each of its
@@ -268,13 +285,13 @@ def prefill_attention(
     out = torch.empty_like(q, dtype=dtype)
     width = max(16, ceil_power_of_2(head_dim))
     readers = ceil_power_of_2(n_heads // n_kv_heads)
-    rows = max(1, 64 // readers)
     part = min(width, 256)
+    tile = tile or _block_tile(q.device, width, readers)
     launch(
         _blocks,
-        (triton.cdiv(n_rows, rows), n_kv_heads, triton.cdiv(head_dim, part)),
+        (triton.cdiv(n_rows, tile.rows), n_kv_heads, triton.cdiv(head_dim, part)),
         q.device,
-        4 if width <= 256 else 8,
+        tile.warps,
         *(q, keys, values, slots, positions, out, n_rows, keys.shape[1], capacity),
         WINDOW=window,
         HEADS=n_heads,
@@ -283,8 +300,19 @@ def prefill_attention(
         WIDTH=width,
         PART=part,
         READERS=readers,
-        ROWS=rows,
-        BLOCK=32,
-        STAGES=2,
+        ROWS=tile.rows,
+        BLOCK=tile.positions,
+        STAGES=tile.stages,
     )
     return out
+
+
+def _block_tile(device: torch.device, width: int, readers: int) -> Tile:
+    """What was fastest on an H100 (bench/cuda), and what less shared memory has room for."""
+    room = torch.cuda.get_device_properties(device).shared_memory_per_block_optin if device.type == "cuda" else 0
+    if room >= 224 << 10:
+        return Tile(64 if width <= 256 else 32, 8, 2, max(1, 128 // readers))
+    rows = max(1, 64 // readers)
+    if width <= 256:
+        return Tile(32, 4, 2, rows)
+    return Tile(32 if room >= 160 << 10 else 16, 8, 2, rows)

@@ -56,35 +56,24 @@ def let_next_start(OVERLAPS: tl.constexpr):
         tl_cuda.gdc_launch_dependents()
 
 
-def _plane_assembly(plane: int) -> tl.constexpr:
-    """Two words (one register) -> two bfloat16: nibble | 0x4300 is 128 + nibble, exactly."""
-    return tl.constexpr(f"""{{
-        .reg .b32 word, one, bias;
-        mov.b32 one, 0x3F803F80;
-        mov.b32 bias, 0xC308C308;
-        shr.u32 word, $1, {4 * plane};
-        lop3.b32 word, word, 0x000F000F, 0x43004300, 0xEA;
-        fma.rn.bf16x2 $0, word, one, bias;
-    }}""")
-
-
-_PLANE_0, _PLANE_1, _PLANE_2, _PLANE_3 = (_plane_assembly(plane) for plane in range(4))
+_LOW = tl.constexpr("{ .reg .b32 t; shl.b32 t, $1, 4; and.b32 $0, t, 0xF0F0F0F0; }")
+_HIGH = tl.constexpr("and.b32 $0, $1, 0xF0F0F0F0;")
 
 
 @triton.jit
-def int4_plane(words, PLANE: tl.constexpr):
-    """int16 words of a piece (`layout`) -> the values of columns 32 * PLANE + i, bfloat16, exactly."""
+def nibbles(bytes_, HIGH: tl.constexpr):
+    """int8 bytes of a piece (`layout`) -> 16 times the values in their high or low nibbles, int8. In assembly, four at
+    a time: the compiler would take them one by one."""
     if ASSEMBLY:
-        if PLANE == 0:
-            return tl.inline_asm_elementwise(_PLANE_0, "=r,r", [words], dtype=tl.bfloat16, is_pure=True, pack=2)
-        elif PLANE == 1:
-            return tl.inline_asm_elementwise(_PLANE_1, "=r,r", [words], dtype=tl.bfloat16, is_pure=True, pack=2)
-        elif PLANE == 2:
-            return tl.inline_asm_elementwise(_PLANE_2, "=r,r", [words], dtype=tl.bfloat16, is_pure=True, pack=2)
+        if HIGH:
+            return tl.inline_asm_elementwise(_HIGH, "=r,r", [bytes_], dtype=tl.int8, is_pure=True, pack=4)
         else:
-            return tl.inline_asm_elementwise(_PLANE_3, "=r,r", [words], dtype=tl.bfloat16, is_pure=True, pack=2)
+            return tl.inline_asm_elementwise(_LOW, "=r,r", [bytes_], dtype=tl.int8, is_pure=True, pack=4)
     else:
-        return operand(((words >> (4 * PLANE)) & 15).to(tl.float32) - 8)
+        if HIGH:
+            return (bytes_ & -16).to(tl.int8)
+        else:
+            return (bytes_ << 4).to(tl.int8)
 
 
 @triton.jit

@@ -1,18 +1,20 @@
-"""Products with few rows: the weights are read once, from a piece of a row straight into tensor cores.
+"""Products with few rows: the weights are read once, as they lie, straight into tensor cores, as integers.
 
-A program makes BLOCK outputs of all rows of x. Its warps share the columns among them: the product is a batch of
-products, one for each piece of 128 columns, each scaled by the scales of its own groups and then summed over the
-batch, in an order that knows nothing of how many rows there are. Weights of one launch are asked for before the inputs
-are waited for.
+The inputs become integers too, of 16 bits: each piece of 128 columns of a row is divided by its largest size / 32512
+and rounded, and a number is 256 times its high byte plus its low one. So a product of int8 with both bytes, as two
+columns, is exact until scales come in, once a group. All of a piece's inputs are rounded by less than bfloat16 rounds
+its largest. A program makes BLOCK outputs of all rows of x. Its warps share the columns among them: the product is a
+batch of products, one for each piece, summed over the batch in an order that knows nothing of how many rows there are.
 
-With one row, what comes before the product is done in it, over and over in every program, since a launch costs more:
-the closing of the residual block before, x = (x + norm(y) * weight) * scale, and the norm of x.
+Weights are asked for before the inputs are waited for. With one row, what comes before the product is done in it, over
+and over in every program, since a launch costs more: the closing of the residual block before, x = (x + norm(y) *
+weight) * scale, the norm of x, and its rounding. With more rows a launch of its own rounds them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -21,10 +23,9 @@ import triton.language as tl
 from cellmd.backends.cuda.kernels.common import (
     ceil_power_of_2,
     gelu,
-    int4_plane,
     launch,
     let_next_start,
-    operand,
+    nibbles,
     rounded,
     tanh,
     wait_for_inputs,
@@ -53,7 +54,7 @@ class Residual:
 
 @dataclass(frozen=True)
 class Tile:
-    """outputs a program, pieces at a time, warps, stages: loads under way in a loop over pieces."""
+    """outputs a program and its warps; with more than one row also pieces at a time, and stages: loads under way."""
 
     outputs: int
     pieces: int
@@ -62,58 +63,86 @@ class Tile:
 
 
 _PLAIN, _SOFTCAP, _GEGLU, _GEGLU_OTHER = (tl.constexpr(i) for i in range(4))
+_LEAST = tl.constexpr(1e-30)
+_ROUNDER = tl.constexpr(12582912.0)  # 1.5 * 2^23: what is added to it is rounded, and lies in its low bits
+_ROUNDER_BITS = tl.constexpr(0x4B400000)
 
 
 @triton.jit
-def _weights(codes, rows, M, piece, K: tl.constexpr, BITS: tl.constexpr, PLANE: tl.constexpr):
-    """Of the rows, in each piece: the words of all planes (int4), or the numbers of one. (CH, BLOCK, 32)."""
-    i = tl.arange(0, 32)
+def _stored(codes, rows, M, piece, K: tl.constexpr, BITS: tl.constexpr, PART: tl.constexpr, WIDTH: tl.constexpr):
+    """Of the rows, in each piece: bytes PART * WIDTH + i (int4) or columns (int8). int8 (CH, BLOCK, WIDTH)."""
+    i = tl.arange(0, WIDTH)
     pieces: tl.constexpr = (K + 127) // 128
     inside = (rows < M)[None, :, None] & (piece < pieces)[:, None, None]
     if BITS == 4:
-        at = rows[None, :, None] * (pieces * 32) + piece[:, None, None] * 32 + i[None, None, :]
-        return tl.load(codes + at, mask=inside, other=0)
+        column = piece[:, None, None] * 64 + PART * WIDTH + i[None, None, :]
+        return tl.load(codes + rows[None, :, None] * (pieces * 64) + column, mask=inside, other=0)
     else:
-        column = piece[:, None, None] * 128 + PLANE * 32 + i[None, None, :]
+        column = piece[:, None, None] * 128 + PART * WIDTH + i[None, None, :]
         if K % 128 != 0:
             inside = inside & (column < K)
         return tl.load(codes + rows[None, :, None] * K + column, mask=inside, other=0)
 
 
 @triton.jit
-def _plane_values(words, codes, rows, M, piece, K: tl.constexpr, BITS: tl.constexpr, PLANE: tl.constexpr):
+def _values(
+    first, second, codes, rows, M, piece, K: tl.constexpr, BITS: tl.constexpr, J: tl.constexpr, WIDTH: tl.constexpr
+):
+    """Columns J * WIDTH + i of the pieces, of int4 (16-fold) from the bytes loaded before."""
     if BITS == 4:
-        return int4_plane(words, PLANE)
+        if J * WIDTH % 64 == 0:
+            return nibbles(first, J * WIDTH >= 64)
+        else:
+            return nibbles(second, J * WIDTH >= 64)
     else:
-        return operand(_weights(codes, rows, M, piece, K, BITS, PLANE))
+        return _stored(codes, rows, M, piece, K, BITS, J, WIDTH)
 
 
 @triton.jit
-def _scaled(part, scales, rows, M, piece, K: tl.constexpr, GROUP: tl.constexpr, PLANE: tl.constexpr):
-    """The part (CH, BLOCK, N) of a product that ends with a plane, by the scales of its group."""
+def _scales(
+    scales, rows, M, piece, K: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, J: tl.constexpr, W: tl.constexpr
+):
+    """The scales of the group in which columns J * W of the pieces lie, float32 (CH, BLOCK)."""
     groups: tl.constexpr = (K + GROUP - 1) // GROUP
-    group = tl.minimum((piece * 128 + PLANE * 32) // GROUP, groups - 1)  # a plane may lie in the padding
+    group = tl.minimum((piece * 128 + J * W) // GROUP, groups - 1)  # the last columns may lie in the padding
     inside = (rows < M)[None, :] & (piece * 128 < K)[:, None]
-    at = rows[None, :] * groups + group[:, None]
-    return part * tl.load(scales + at, mask=inside, other=0).to(tl.float32)[:, :, None]
+    found = tl.load(scales + rows[None, :] * groups + group[:, None], mask=inside, other=0).to(tl.float32)
+    return found * 0.0625 if BITS == 4 else found
 
 
 @triton.jit
-def _prefetch(codes, rows, M, K: tl.constexpr, BITS: tl.constexpr):
-    """Ask for the rows' codes to come into the L2 cache, a line of 128 bytes at a time."""
-    width: tl.constexpr = (K + 127) // 128 * 64 if BITS == 4 else K * BITS // 8
-    lines: tl.constexpr = (width + 127) // 128
-    block: tl.constexpr = triton.next_power_of_2(lines)
-    line = tl.arange(0, block)[None, :]
-    inside = (rows < M)[:, None] & (line < lines)
-    at = codes.to(tl.pointer_type(tl.uint8)) + tl.where(inside, rows[:, None] * width + line * 128, 0)
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [at.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
-    )
+def _steps_in(largest):
+    """One over the step of a piece: its largest size is 32512 steps, the most whose high byte is 127."""
+    return 32512.0 / tl.maximum(largest, _LEAST)
 
 
 @triton.jit
-def _linear(
+def _bytes(x, inverse):
+    """x / step, rounded, as high and low bytes."""
+    q = (x * inverse + _ROUNDER).to(tl.int32, bitcast=True) - _ROUNDER_BITS
+    return ((q + 128) >> 8).to(tl.int8), q.to(tl.int8)
+
+
+@triton.jit
+def _joined(part):
+    """Products (..., 2) with high and low bytes -> float32 (...)."""
+    high, low = tl.split(part)
+    return high.to(tl.float32) * 256 + low.to(tl.float32)
+
+
+@triton.jit
+def _closed(x, y, y_weight, column, y_factor, scale, K: tl.constexpr, RESIDUAL: tl.constexpr):
+    """Columns of the one row, as they are after the residual block before."""
+    inside = column < K
+    x_j = tl.load(x + column, mask=inside, other=0.0).to(tl.float32)
+    if RESIDUAL:
+        y_j = tl.load(y + column, mask=inside, other=0.0).to(tl.float32)
+        x_j = (x_j + y_j * y_factor * tl.load(y_weight + column, mask=inside, other=0.0)) * scale
+    return x_j
+
+
+@triton.jit
+def _one_row(
     x,
     norm_weight,
     y,
@@ -132,8 +161,6 @@ def _linear(
     out_2,
     m_2,
     other,
-    other_stride,
-    N,
     eps,
     scale,
     cap,
@@ -144,126 +171,210 @@ def _linear(
     RESIDUAL: tl.constexpr,
     NORM: tl.constexpr,
     ENDING: tl.constexpr,
-    ONE_ROW: tl.constexpr,
     BLOCK: tl.constexpr,
     CH: tl.constexpr,
-    CHUNKS: tl.constexpr,
+    W: tl.constexpr,
+):
+    let_next_start(OVERLAPS)
+    index = tl.program_id(0)
+    codes, scales, out, M, block = codes_0, scales_0, out_0, m_0, index
+    if ENDING != _GEGLU:
+        first_1 = tl.cdiv(m_0, BLOCK)
+        first_2 = first_1 + tl.cdiv(m_1, BLOCK)
+        if index >= first_2:
+            codes, scales, out, M, block = codes_2, scales_2, out_2, m_2, index - first_2
+        elif index >= first_1:
+            codes, scales, out, M, block = codes_1, scales_1, out_1, m_1, index - first_1
+    rows = block * BLOCK + tl.arange(0, BLOCK)
+    piece = tl.arange(0, CH)
+    i = tl.arange(0, W)
+    first, second, up_first, up_second = codes, codes, codes, codes
+    if BITS == 4:
+        first = _stored(codes, rows, M, piece, K, BITS, 0, W)
+        second = _stored(codes, rows, M, piece, K, BITS, 1, W) if W == 32 else first
+        if ENDING == _GEGLU:
+            up_first = _stored(codes_1, rows, M, piece, K, BITS, 0, W)
+            up_second = _stored(codes_1, rows, M, piece, K, BITS, 1, W) if W == 32 else up_first
+    wait_for_inputs(OVERLAPS)
+
+    y_factor = 0.0
+    if RESIDUAL:
+        squares = tl.zeros((CH, W), tl.float32)
+        for j in tl.static_range(128 // W):
+            column = piece[:, None] * 128 + j * W + i[None, :]
+            y_j = tl.load(y + column, mask=column < K, other=0.0).to(tl.float32)
+            squares += y_j * y_j
+        y_factor = tl.rsqrt(tl.sum(squares) / K + eps)
+    squares = tl.zeros((CH, W), tl.float32)
+    sizes = tl.zeros((CH, W), tl.float32)
+    for j in tl.static_range(128 // W):
+        column = piece[:, None] * 128 + j * W + i[None, :]
+        x_j = _closed(x, y, y_weight, column, y_factor, scale, K, RESIDUAL)
+        if RESIDUAL:
+            tl.store(x_out + column, x_j, mask=(column < K) & (index == 0))
+        if NORM:
+            squares += x_j * x_j
+            x_j *= tl.load(norm_weight + column, mask=column < K, other=0.0)
+        sizes = tl.maximum(sizes, tl.abs(x_j))
+    largest = tl.max(sizes, axis=1)
+    inverse = _steps_in(largest)[:, None]
+    factor = tl.rsqrt(tl.sum(squares) / K + eps) if NORM else 1.0
+
+    acc = tl.zeros((CH, BLOCK), tl.float32)
+    acc_up = tl.zeros((CH, BLOCK), tl.float32)
+    part = tl.zeros((CH, BLOCK, 2), tl.int32)
+    part_up = tl.zeros((CH, BLOCK, 2), tl.int32)
+    for j in tl.static_range(128 // W):
+        column = piece[:, None] * 128 + j * W + i[None, :]
+        x_j = _closed(x, y, y_weight, column, y_factor, scale, K, RESIDUAL)
+        if NORM:
+            x_j *= tl.load(norm_weight + column, mask=column < K, other=0.0)
+        high, low = _bytes(x_j, inverse)
+        # columns last until the end, so that tensor cores find four of them in a word
+        taken = tl.trans(tl.where((tl.arange(0, 2) == 0)[None, :, None], high[:, None, :], low[:, None, :]), 0, 2, 1)
+        part = tl.dot(_values(first, second, codes, rows, M, piece, K, BITS, j, W), taken, part, out_dtype=tl.int32)
+        if ENDING == _GEGLU:
+            values = _values(up_first, up_second, codes_1, rows, M, piece, K, BITS, j, W)
+            part_up = tl.dot(values, taken, part_up, out_dtype=tl.int32)
+        if (j + 1) * W == 128 or (j + 1) * W % GROUP == 0:
+            acc += _joined(part) * _scales(scales, rows, M, piece, K, BITS, GROUP, j, W)
+            part = tl.zeros((CH, BLOCK, 2), tl.int32)
+            if ENDING == _GEGLU:
+                acc_up += _joined(part_up) * _scales(scales_1, rows, M, piece, K, BITS, GROUP, j, W)
+                part_up = tl.zeros((CH, BLOCK, 2), tl.int32)
+    step = (largest / 32512 * factor)[:, None]
+    result = tl.sum(acc * step, axis=0)
+    if ENDING == _SOFTCAP:
+        result = cap * tanh(result / cap)
+    elif ENDING == _GEGLU:
+        result = gelu(result) * tl.sum(acc_up * step, axis=0)
+    elif ENDING == _GEGLU_OTHER:
+        result = gelu(result) * tl.load(other + rows, mask=rows < M, other=0.0)
+    tl.store(out + rows, rounded(result, out.dtype.element_ty), mask=rows < M)
+
+
+@triton.jit
+def _split(x, bytes_, steps, OVERLAPS: tl.constexpr, K: tl.constexpr, CH: tl.constexpr):
+    """Rows of x as high and low bytes, (N, 2, pieces * 128), and the steps of their pieces (N, pieces)."""
+    let_next_start(OVERLAPS)
+    row = tl.program_id(0)
+    piece = tl.program_id(1) * CH + tl.arange(0, CH)
+    pieces: tl.constexpr = (K + 127) // 128
+    column = piece[:, None] * 128 + tl.arange(0, 128)[None, :]
+    wait_for_inputs(OVERLAPS)
+    values = tl.load(x + row * K + column, mask=column < K, other=0.0).to(tl.float32)
+    largest = tl.max(tl.abs(values), axis=1)
+    high, low = _bytes(values, _steps_in(largest)[:, None])
+    at, inside = row * (2 * pieces * 128) + column, column < pieces * 128
+    tl.store(bytes_ + at, high, mask=inside)
+    tl.store(bytes_ + at + pieces * 128, low, mask=inside)
+    tl.store(steps + row * pieces + piece, largest / 32512, mask=piece < pieces)
+
+
+@triton.jit
+def _no_products(CH: tl.constexpr, BLOCK: tl.constexpr, BN: tl.constexpr):
+    if CH == 1:
+        return tl.zeros((BLOCK, 2 * BN), tl.int32)
+    else:
+        return tl.zeros((CH, BLOCK, 2 * BN), tl.int32)
+
+
+@triton.jit
+def _plus_products(part, values, taken):
+    """values (CH, BLOCK, W) times taken (CH, W, 2 N), added to part. A batch of one is no batch: warps share the rows
+    of a plain product, but would all do the same one of a batch."""
+    if values.shape[0] == 1:
+        flat = tl.reshape(values, (values.shape[1], values.shape[2]))
+        return tl.dot(flat, tl.reshape(taken, (taken.shape[1], taken.shape[2])), part, out_dtype=tl.int32)
+    else:
+        return tl.dot(values, taken, part, out_dtype=tl.int32)
+
+
+@triton.jit
+def _few_rows(
+    bytes_,
+    steps,
+    codes_0,
+    scales_0,
+    out_0,
+    m_0,
+    codes_1,
+    scales_1,
+    out_1,
+    m_1,
+    codes_2,
+    scales_2,
+    out_2,
+    m_2,
+    other,
+    other_stride,
+    N,
+    cap,
+    OVERLAPS: tl.constexpr,
+    K: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    ENDING: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CH: tl.constexpr,
+    W: tl.constexpr,
     BN: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     let_next_start(OVERLAPS)
     index = tl.program_id(0)
-    codes, scales, out, M = codes_0, scales_0, out_0, m_0
-    block = index
+    pieces: tl.constexpr = (K + 127) // 128
+    codes, scales, out, M, block = codes_0, scales_0, out_0, m_0, index
     if ENDING != _GEGLU:
         first_1 = tl.cdiv(m_0, BLOCK)
         first_2 = first_1 + tl.cdiv(m_1, BLOCK)
         if index >= first_2:
-            codes, scales, out, M = codes_2, scales_2, out_2, m_2
-            block = index - first_2
+            codes, scales, out, M, block = codes_2, scales_2, out_2, m_2, index - first_2
         elif index >= first_1:
-            codes, scales, out, M = codes_1, scales_1, out_1, m_1
-            block = index - first_1
+            codes, scales, out, M, block = codes_1, scales_1, out_1, m_1, index - first_1
     rows = block * BLOCK + tl.arange(0, BLOCK)
     n = tl.arange(0, BN)
-    i = tl.arange(0, 32)
+    line = tl.arange(0, 2 * BN)
+    i = tl.arange(0, W)
     acc = tl.zeros((CH, BLOCK, BN), tl.float32)
     acc_up = tl.zeros((CH, BLOCK, BN), tl.float32)
-    factor = 1.0
-
-    if CHUNKS == 1:
-        piece = tl.arange(0, CH)
-        words = codes
-        words_up = codes
+    wait_for_inputs(OVERLAPS)
+    for chunk in tl.range(0, tl.cdiv(pieces, CH), num_stages=STAGES):
+        piece = chunk * CH + tl.arange(0, CH)
+        first, second, up_first, up_second = codes, codes, codes, codes
         if BITS == 4:
-            words = _weights(codes, rows, M, piece, K, BITS, 0)
+            first = _stored(codes, rows, M, piece, K, BITS, 0, W)
+            second = _stored(codes, rows, M, piece, K, BITS, 1, W) if W == 32 else first
             if ENDING == _GEGLU:
-                words_up = _weights(codes_1, rows, M, piece, K, BITS, 0)
-        elif OVERLAPS:
-            _prefetch(codes, rows, M, K, BITS)
-        wait_for_inputs(OVERLAPS)
-        y_factor = 0.0
-        if RESIDUAL:
-            squares = tl.zeros((CH, 32), tl.float32)
-            for j in tl.static_range(4):
-                column = piece[:, None] * 128 + j * 32 + i[None, :]
-                y_j = tl.load(y + column, mask=column < K, other=0.0).to(tl.float32)
-                squares += y_j * y_j
-            y_factor = tl.rsqrt(tl.sum(squares) / K + eps)
-        squares = tl.zeros((CH, 32), tl.float32)
-        part = tl.zeros((CH, BLOCK, BN), tl.float32)
-        part_up = tl.zeros((CH, BLOCK, BN), tl.float32)
-        for j in tl.static_range(4):
-            column = piece[:, None] * 128 + j * 32 + i[None, :]
-            if ONE_ROW:
-                x_j = tl.load(x + column, mask=column < K, other=0.0).to(tl.float32)
-                if RESIDUAL:
-                    y_j = tl.load(y + column, mask=column < K, other=0.0).to(tl.float32)
-                    y_j *= tl.load(y_weight + column, mask=column < K, other=0.0)
-                    x_j = (x_j + y_j * y_factor) * scale
-                    tl.store(x_out + column, x_j, mask=(column < K) & (index == 0))
-                if NORM:
-                    squares += x_j * x_j
-                    x_j *= tl.load(norm_weight + column, mask=column < K, other=0.0)
-                taken = tl.broadcast_to(operand(x_j)[:, :, None], (CH, 32, BN))
-            else:
-                inside = (column < K)[:, :, None] & (n < N)[None, None, :]
-                taken = operand(tl.load(x + n[None, None, :] * K + column[:, :, None], mask=inside, other=0.0))
-            part = tl.dot(_plane_values(words, codes, rows, M, piece, K, BITS, j), taken, part)
+                up_first = _stored(codes_1, rows, M, piece, K, BITS, 0, W)
+                up_second = _stored(codes_1, rows, M, piece, K, BITS, 1, W) if W == 32 else up_first
+        inside = (piece < pieces)[:, None] & (n < N)[None, :]
+        step = tl.load(steps + n[None, :] * pieces + piece[:, None], mask=inside, other=0.0)[:, None, :]
+        part = _no_products(CH, BLOCK, BN)
+        part_up = _no_products(CH, BLOCK, BN)
+        for j in tl.static_range(128 // W):
+            column = piece[:, None] * 128 + j * W + i[None, :]
+            at = line[None, None, :] * (pieces * 128) + column[:, :, None]
+            there = (piece < pieces)[:, None, None] & (line < 2 * N)[None, None, :]
+            taken = tl.load(bytes_ + at, mask=there, other=0)
+            part = _plus_products(part, _values(first, second, codes, rows, M, piece, K, BITS, j, W), taken)
             if ENDING == _GEGLU:
-                part_up = tl.dot(_plane_values(words_up, codes_1, rows, M, piece, K, BITS, j), taken, part_up)
-            if j == 3 or (j + 1) * 32 % GROUP == 0:
-                if BITS == 16:
-                    acc += part
-                    acc_up += part_up
-                else:
-                    acc += _scaled(part, scales, rows, M, piece, K, GROUP, j)
-                    if ENDING == _GEGLU:
-                        acc_up += _scaled(part_up, scales_1, rows, M, piece, K, GROUP, j)
-                part = tl.zeros((CH, BLOCK, BN), tl.float32)
-                part_up = tl.zeros((CH, BLOCK, BN), tl.float32)
-        if NORM:
-            factor = tl.rsqrt(tl.sum(squares) / K + eps)
-    else:
-        if OVERLAPS:
-            _prefetch(codes, rows, M, K, BITS)
-            if ENDING == _GEGLU:
-                _prefetch(codes_1, rows, M, K, BITS)
-        wait_for_inputs(OVERLAPS)
-        for chunk in tl.range(0, CHUNKS, num_stages=STAGES):
-            piece = chunk * CH + tl.arange(0, CH)
-            words = codes
-            words_up = codes
-            if BITS == 4:
-                words = _weights(codes, rows, M, piece, K, BITS, 0)
+                values = _values(up_first, up_second, codes_1, rows, M, piece, K, BITS, j, W)
+                part_up = _plus_products(part_up, values, taken)
+            if (j + 1) * W == 128 or (j + 1) * W % GROUP == 0:
+                of_rows = _scales(scales, rows, M, piece, K, BITS, GROUP, j, W)[:, :, None]
+                acc += _joined(tl.reshape(part, (CH, BLOCK, BN, 2))) * of_rows * step
+                part = _no_products(CH, BLOCK, BN)
                 if ENDING == _GEGLU:
-                    words_up = _weights(codes_1, rows, M, piece, K, BITS, 0)
-            part = tl.zeros((CH, BLOCK, BN), tl.float32)
-            part_up = tl.zeros((CH, BLOCK, BN), tl.float32)
-            for j in tl.static_range(4):
-                column = piece[:, None] * 128 + j * 32 + i[None, :]
-                inside = (column < K)[:, :, None] & (n < N)[None, None, :]
-                taken = operand(tl.load(x + n[None, None, :] * K + column[:, :, None], mask=inside, other=0.0))
-                part = tl.dot(_plane_values(words, codes, rows, M, piece, K, BITS, j), taken, part)
-                if ENDING == _GEGLU:
-                    part_up = tl.dot(_plane_values(words_up, codes_1, rows, M, piece, K, BITS, j), taken, part_up)
-                if j == 3 or (j + 1) * 32 % GROUP == 0:
-                    if BITS == 16:
-                        acc += part
-                        acc_up += part_up
-                    else:
-                        acc += _scaled(part, scales, rows, M, piece, K, GROUP, j)
-                        if ENDING == _GEGLU:
-                            acc_up += _scaled(part_up, scales_1, rows, M, piece, K, GROUP, j)
-                    part = tl.zeros((CH, BLOCK, BN), tl.float32)
-                    part_up = tl.zeros((CH, BLOCK, BN), tl.float32)
-
-    result = tl.sum(acc, axis=0) * factor
+                    of_rows = _scales(scales_1, rows, M, piece, K, BITS, GROUP, j, W)[:, :, None]
+                    acc_up += _joined(tl.reshape(part_up, (CH, BLOCK, BN, 2))) * of_rows * step
+                    part_up = _no_products(CH, BLOCK, BN)
+    result = tl.sum(acc, axis=0)
     inside = (rows < M)[:, None] & (n < N)[None, :]
     if ENDING == _SOFTCAP:
         result = cap * tanh(result / cap)
     elif ENDING == _GEGLU:
-        result = gelu(result) * (tl.sum(acc_up, axis=0) * factor)
+        result = gelu(result) * tl.sum(acc_up, axis=0)
     elif ENDING == _GEGLU_OTHER:
         result = gelu(result) * tl.load(other + n[None, :] * other_stride + rows[:, None], mask=inside, other=0.0)
     tl.store(out + n[None, :] * M + rows[:, None], rounded(result, out.dtype.element_ty), mask=inside)
@@ -314,28 +425,25 @@ def geglu(
 
 
 def alike(matrices: Sequence[DeviceMatrix]) -> bool:
-    """Whether one launch can take these matrices: coded alike, without clip and bias."""
+    """Whether one launch can take these matrices: INT4 or INT8, coded alike, without clip and bias."""
     first = matrices[0]
     return len(matrices) <= MOST_MATRICES and all(
         matrix.clip is None
         and matrix.bias is None
-        and matrix.codes.dtype != torch.float32
+        and matrix.scales is not None
+        and first.scales is not None
+        and matrix.scales.dtype == first.scales.dtype
         and (matrix.shape[1], matrix.bits, matrix.group_size) == (first.shape[1], first.bits, first.group_size)
-        and _scale_type(matrix) == _scale_type(first)
         for matrix in matrices
     )
 
 
 def fits_one_step(n_columns: int) -> bool:
-    """Whether rows of so many columns can be normed in the product itself."""
+    """Whether a row of so many columns can be normed in the product itself."""
     return n_pieces(n_columns) <= _MOST_PIECES
 
 
-_MOST_PIECES = 32
-
-
-def _scale_type(matrix: DeviceMatrix) -> torch.dtype | None:
-    return None if matrix.scales is None else matrix.scales.dtype
+_MOST_PIECES = 64
 
 
 def _launch(
@@ -353,60 +461,73 @@ def _launch(
 ) -> None:
     n_rows, n_columns = x.shape
     first = matrices[0]
-    fused = norm_weight is not None or residual is not None
-    one_row = n_rows == 1
     tile = tile or _tile(n_rows, first, double=ending is _GEGLU)
-    chunks = triton.cdiv(n_pieces(n_columns), tile.pieces)
-    if fused and chunks > 1:
-        tile = replace(tile, pieces=ceil_power_of_2(n_pieces(n_columns)))
-        chunks = 1
-    full = [*matrices, *[None] * (MOST_MATRICES - len(matrices))]
+    pieces, whole = n_pieces(n_columns), ceil_power_of_2(n_pieces(n_columns))
     arguments: list[object] = []
-    for k, matrix in enumerate(full):
-        known = matrix or first
-        codes = known.codes.view(torch.int16) if known.bits == 4 else known.codes
-        scales = codes if known.scales is None else known.scales
-        out = outs[k] if k < len(outs) else outs[0]
-        arguments += [codes, scales, out, 0 if matrix is None else matrix.shape[0]]
-    n_programs = sum(triton.cdiv(matrix.shape[0], tile.outputs) for matrix in matrices[: 1 if ending is _GEGLU else 3])
+    for k in range(MOST_MATRICES):
+        matrix, out = (matrices[k], outs[k]) if k < len(matrices) else (first, outs[0])
+        arguments += [matrix.codes.view(torch.int8), matrix.scales, out, matrix.shape[0] if k < len(matrices) else 0]
+    grid = (sum(triton.cdiv(matrix.shape[0], tile.outputs) for matrix in matrices[: 1 if ending is _GEGLU else None]),)
+    constants = {
+        "K": n_columns,
+        "BITS": first.bits,
+        "GROUP": first.group_size,
+        "ENDING": ending,
+        "BLOCK": tile.outputs,
+        "W": 32 if first.group_size % 64 and first.group_size < n_columns else 64,
+    }
+    other = x if other is None else other
+    fused = norm_weight is not None or residual is not None
+    if n_rows == 1 and (fused or tile.pieces >= whole):
+        before = [x, x, x] if residual is None else [residual.y, residual.weight, residual.out]
+        launch(
+            _one_row,
+            grid,
+            x.device,
+            tile.warps,
+            *(x, x if norm_weight is None else norm_weight, *before, *arguments, other),
+            *(eps, 1.0 if residual is None else residual.scale, cap),
+            RESIDUAL=residual is not None,
+            NORM=norm_weight is not None,
+            CH=whole,
+            **constants,
+        )
+        return
+    bytes_ = torch.empty((n_rows, 2, pieces * PIECE), dtype=torch.int8, device=x.device)
+    steps = torch.empty((n_rows, pieces), dtype=torch.float32, device=x.device)
+    chunk = min(16, whole)
+    launch(_split, (n_rows, triton.cdiv(pieces, chunk)), x.device, 4, x, bytes_, steps, K=n_columns, CH=chunk)
     launch(
-        _linear,
-        (n_programs,),
+        _few_rows,
+        grid,
         x.device,
         tile.warps,
-        x,
-        x if norm_weight is None else norm_weight,
-        x if residual is None else residual.y,
-        x if residual is None else residual.weight,
-        x if residual is None else residual.out,
-        *arguments,
-        x if other is None else other,
-        0 if other is None else other.stride(0),
-        n_rows,
-        eps,
-        1.0 if residual is None else residual.scale,
-        cap,
-        K=n_columns,
-        BITS=first.bits,
-        GROUP=first.group_size or PIECE,
-        RESIDUAL=residual is not None,
-        NORM=norm_weight is not None,
-        ENDING=ending,
-        ONE_ROW=one_row,
-        BLOCK=tile.outputs,
-        CH=tile.pieces,
-        CHUNKS=chunks,
-        BN=max(8, ceil_power_of_2(n_rows)),
+        *(bytes_, steps, *arguments, other, other.stride(0), n_rows, cap),
+        CH=min(tile.pieces, whole),
+        BN=ceil_power_of_2(n_rows),
         STAGES=tile.stages,
+        **constants,
     )
 
 
 def _tile(n_rows: int, matrix: DeviceMatrix, *, double: bool) -> Tile:
-    """What was fastest on an H100 at the shapes of Gemma 4 E2B (bench/cuda)."""
-    pieces = ceil_power_of_2(n_pieces(matrix.shape[1]))
+    """What was fastest on an H100 at the shapes of Gemma 4 E2B (bench/cuda), with a GPU's shared memory in mind."""
+    n_outputs, n_columns = matrix.shape
+    device = matrix.codes.device
+    roomy = device.type == "cuda" and torch.cuda.get_device_properties(device).shared_memory_per_block_optin > _ROOM
+    whole = ceil_power_of_2(n_pieces(n_columns))
     if n_rows > 8:
-        return Tile(outputs=32 if matrix.shape[0] >= 4096 else 16, pieces=min(pieces, 4), warps=min(pieces, 4))
-    warps = min(pieces, 4 if pieces <= 16 else 8)
-    if n_rows == 1 and matrix.shape[0] >= 1 << 16 and pieces <= 16:
-        return Tile(outputs=64, pieces=pieces, warps=min(pieces, 8))
-    return Tile(outputs=16, pieces=min(pieces, 16), warps=warps)
+        return Tile(16, min(whole, 4), min(whole, 4), 3 if roomy else 2)
+    if n_rows > 1:
+        return Tile(16, min(whole, 16), min(whole, 8), 3)
+    if whole > 32:
+        return Tile(16, whole, 16) if roomy and whole <= 128 else Tile(16, 16, 8, 3)
+    if n_outputs >= 1 << 16:
+        return Tile(32, whole, min(whole, 2))
+    if n_outputs < 2048:
+        return Tile(16, whole, max(1, whole // 4))
+    return Tile(32, whole, min(whole, 8 if double else 16))
+
+
+_ROOM = 160 << 10
+"""Bytes of shared memory that the larger tiles take."""

@@ -11,9 +11,9 @@ import triton.language as tl
 
 from cellmd.backends.cuda.kernels.common import (
     ceil_power_of_2,
-    int4_plane,
     launch,
     let_next_start,
+    nibbles,
     rounded,
     wait_for_inputs,
 )
@@ -43,11 +43,12 @@ def _looked_up(
     start = row.to(tl.int64) * width
     if BITS == 4:
         if PACKED:
-            byte, shift = column // 128 * 64 + column % 32 * 2 + column % 128 // 64, column % 64 // 32 * 4
+            byte, shift = column // 128 * 64 + column % 64, column % 128 // 64 * 4
+            stored = tl.load(codes + start + byte, mask=inside, other=0).to(tl.int32)
+            values = ((stored << (28 - shift)) >> 28).to(tl.float32)
         else:
-            byte, shift = column // 2, column % 2 * 4
-        stored = tl.load(codes + start + byte, mask=inside, other=0).to(tl.int32)
-        values = ((stored >> shift) & 15).to(tl.float32) - 8
+            stored = tl.load(codes + start + column // 2, mask=inside, other=0).to(tl.int32)
+            values = ((stored >> (column % 2 * 4)) & 15).to(tl.float32) - 8
     else:
         values = tl.load(codes + start + column, mask=inside, other=0).to(tl.float32)
     if BITS <= 8:
@@ -141,17 +142,16 @@ def _decode(
     groups: tl.constexpr = (K + GROUP - 1) // GROUP
     piece = tl.program_id(1)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    i = tl.arange(0, 32)
+    i = tl.arange(0, 64)
     known = (row < M)[:, None]
-    words = tl.load(codes + row[:, None] * (pieces * 32) + piece * 32 + i[None, :], mask=known, other=0)
+    bytes_ = tl.load(codes + row[:, None] * (pieces * 64) + piece * 64 + i[None, :], mask=known, other=0)
     wait_for_inputs(OVERLAPS)
-    for j in tl.static_range(4):
-        first = piece * 128 + j * 32
-        group = tl.minimum(first // GROUP, groups - 1)
-        scale = tl.load(scales + row * groups + group, mask=row < M, other=0).to(tl.float32)
-        values = int4_plane(words, j).to(tl.float32) * scale[:, None]
-        inside = known & (first + i < K)[None, :]
-        tl.store(out + row[:, None] * K + first + i[None, :], rounded(values, out.dtype.element_ty), mask=inside)
+    for high in tl.static_range(2):
+        column = piece * 128 + high * 64 + i
+        inside = known & (column < K)[None, :]
+        scale = tl.load(scales + row[:, None] * groups + column[None, :] // GROUP, mask=inside, other=0).to(tl.float32)
+        values = nibbles(bytes_, high).to(tl.float32) * (scale * 0.0625)
+        tl.store(out + row[:, None] * K + column[None, :], rounded(values, out.dtype.element_ty), mask=inside)
 
 
 def embed(
@@ -221,7 +221,7 @@ def decoded(matrix: DeviceMatrix, out: torch.Tensor | None = None) -> torch.Tens
         (triton.cdiv(n_rows, rows), n_pieces(n_columns)),
         out.device,
         4,
-        *(matrix.codes.view(torch.int16), matrix.scales, out, n_rows),
+        *(matrix.codes.view(torch.int8), matrix.scales, out, n_rows),
         K=n_columns,
         GROUP=matrix.group_size,
         ROWS=rows,

@@ -193,6 +193,7 @@ def turn_and_append_(
     n_heads = 0 if q is None else q.shape[1]
     n_kv_heads = 0 if k is None else k.shape[1]
     width = max(1, ceil_power_of_2(head_dim // 2))
+    no_place = turns.view(torch.int32)  # what is compiled must be of the right type, though it never runs
     given = [first if x is None else x for x in (q, k, v, q_weight, k_weight, turns, out)]
     launch(
         _turn,
@@ -200,7 +201,7 @@ def turn_and_append_(
         first.device,
         _warps(width),
         *given,
-        *(keys, values, slots if slots is not None else first, positions if positions is not None else first),
+        *(keys, values, no_place if slots is None else slots, no_place if positions is None else positions),
         *(keys.shape[1], capacity, eps),
         HEADS=n_heads,
         KV_HEADS=n_kv_heads,
