@@ -99,18 +99,23 @@ class GenerateOptions(PrepareOptions, total=False):
 
 
 def load(
-    path: str | PathLike[str], backend: str = "auto", threads: int | None = None, context: int | None = None
+    path: str | PathLike[str],
+    backend: str = "auto",
+    threads: int | None = None,
+    context: int | None = None,
+    kv_cache: str | None = None,
 ) -> Model:
     """Open a .cellmd file and bind its weights, which stay in the file and are read as they are used.
 
     backend: "auto" for the best that can run here, "cuda", "cpu" or "reference". threads: None for all cores.
     context: the longest conversation in tokens; None for the model's own length. Memory is taken as it is used.
+    kv_cache: how the backend "cpu" keeps keys and values: "f16" (None), "f32" in twice the memory, "i8" in half of it.
     Raises ContainerError for the file, BackendError for the backend, ArgumentError for the rest.
     """
     for name, value in (("threads", threads), ("context", context)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ArgumentError(f"{name} must be a whole number of at least 1 or None, found {value!r}")
-    ops = create(backend, threads)
+    ops = create(backend, threads, kv_cache)
     container = Container.open(path)
     try:
         return Model(container, ops, context)

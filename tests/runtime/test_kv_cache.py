@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from cellmd.backends import create
 from cellmd.config import ModelConfig, TextConfig
-from cellmd.errors import ContextLengthError
+from cellmd.errors import BackendError, ContextLengthError
 from cellmd.runtime import kv_cache
-from cellmd.runtime.kv_cache import KvCache, cache_bytes
+from cellmd.runtime.kv_cache import KvCache
 from checkpoints import checkpoint_config
 
 
@@ -32,10 +32,16 @@ def test_only_writing_layers_have_a_cache() -> None:
 
 
 def test_estimate_is_what_the_positions_fill() -> None:
-    config = text_config()
+    cache = KvCache(create("reference"), text_config(), n_slots=1, context=1000, chunk=8)
     # three sliding layers of width 8, capped at 16 + 8 - 1 places, one full layer of width 16; keys and values
-    assert cache_bytes(config, 10, chunk=8) == 2 * 4 * (3 * 10 * 8 + 10 * 16)
-    assert cache_bytes(config, 1000, chunk=8) == 2 * 4 * (3 * 23 * 8 + 1000 * 16)
+    assert cache.bytes_for(10) == 2 * 4 * (3 * 10 * 8 + 10 * 16)
+    assert cache.bytes_for(1000) == 2 * 4 * (3 * 23 * 8 + 1000 * 16)
+
+
+@pytest.mark.parametrize("kind", ["i8", "f64"])
+def test_ways_to_keep_them_that_a_backend_lacks(kind: str) -> None:
+    with pytest.raises(BackendError, match=f"'reference' keeps keys and values in one way only; '{kind}'"):
+        create("reference", 1, kind)
 
 
 def test_what_does_not_fit_the_context_is_refused_with_numbers() -> None:

@@ -27,34 +27,41 @@ def installed() -> tuple[str, ...]:
     return tuple(name for name in _MODULES if _likely(name))
 
 
-def create(name: str = "auto", threads: int | None = None) -> Ops:
+def create(name: str = "auto", threads: int | None = None, kv_cache: str | None = None) -> Ops:
     """The backend called `name`, or for "auto" the best that can run here; if that is not the best of those installed,
     a warning says why.
 
+    kv_cache: how keys and values are kept, for backends that leave the choice (`cpu`: "f16", "f32", "i8"); None for the
+    backend's own way.
     Raises BackendError listing what there is for an unknown name, or saying why a known one cannot run.
     """
     names = installed()
     if name == "auto":
-        return _best(names, threads)
+        return _best(names, threads, kv_cache)
     if name not in _MODULES:
         raise BackendError(f"backend {name!r} is unknown; installed here: {', '.join(names)}, or 'auto'")
     if name not in names and name != "cuda":  # which says best itself what is missing
         raise BackendError(f"backend {name!r} is not installed; installed here: {', '.join(names)}")
-    return _create(name, threads)
+    return _create(name, threads, kv_cache)
 
 
-def _best(names: tuple[str, ...], threads: int | None) -> Ops:
+def _best(names: tuple[str, ...], threads: int | None, kv_cache: str | None) -> Ops:
     *others, last = names
     for name, following in zip(others, names[1:], strict=True):
         try:
-            return _create(name, threads)
+            return _create(name, threads, kv_cache)
         except BackendError as error:
             _log.warning("%s; going on with backend %r", error, following)
-    return _create(last, threads)
+    return _create(last, threads, kv_cache)
 
 
-def _create(name: str, threads: int | None) -> Ops:
-    backend: Ops = import_module(_MODULES[name]).create(threads)
+def _create(name: str, threads: int | None, kv_cache: str | None) -> Ops:
+    module = import_module(_MODULES[name])
+    known = getattr(module, "KV_CACHES", ())
+    if kv_cache is not None and kv_cache not in known:
+        ways = f"as {', '.join(known)}" if known else "in one way only"
+        raise BackendError(f"backend {name!r} keeps keys and values {ways}; {kv_cache!r} was asked for")
+    backend: Ops = module.create(threads) if kv_cache is None else module.create(threads, kv_cache)
     return backend
 
 

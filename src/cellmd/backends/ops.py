@@ -57,6 +57,11 @@ class Ops(ABC):
         """Measures the machine with this backend's threads; None where the backend has no means to."""
         return None
 
+    def read_rate(self, stored: Any) -> float | None:
+        """Bytes a second at which this backend's threads read a NumPy array once, such as a stored tensor's view of the
+        mapped file; None where the backend has no means to measure."""
+        return None
+
     # ---- memory ---------------------------------------------------------------------------------------------------
 
     def check_fits(self, tensors: Iterable[PackedTensor]) -> None:  # noqa: B027 - most backends copy nothing
@@ -304,6 +309,11 @@ class Ops(ABC):
     def reserve_(self, cache: Any, n_positions: int) -> None:  # noqa: B027 - most take memory as it is written
         """A sequence is about to grow to so many positions, more than any before in this cache. For backends that
         cannot take memory as it is written. Raises ContextLengthError if there is none."""
+
+    def position_bytes(self, n_kv_heads: int, head_dim: int) -> int:
+        """Memory that keys and values of one position take in a cache of so many heads of such a width: those of
+        float32 where a backend does not say better."""
+        return 2 * 4 * n_kv_heads * head_dim
 
     @abstractmethod
     def copy_slot_(self, cache: Any, source: int, target: int, n: int) -> None:

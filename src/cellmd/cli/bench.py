@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="runs to take the median of (default: 3)")
     parser.add_argument("--backend", default="auto", help="auto, cuda, cpu or reference (default: %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="default: all cores")
+    options.add_kv_cache(parser)
     options.add_json(parser)
 
 
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
         args.file,
         backend=args.backend,
         threads=args.threads,
+        kv_cache=args.kv_cache,
         prompts=args.prompt,
         n_tokens=args.tokens,
         repeat=args.repeat,
@@ -65,7 +67,7 @@ def _table(figures: Any) -> str:
     lines = [f"{figures.file} on backend {figures.backend}, {loaded}"]
     if figures.ceilings is not None:
         lines.append(
-            f"this machine: reads {figures.ceilings.read_bytes_per_s / 1e9:.1f} GB/s, "
+            f"this machine: reads {figures.ceilings.read_bytes_per_s / 1e9:.1f} GB/s{_of_file(figures)}, "
             f"multiplies {figures.ceilings.int8_macs_per_s / 1e9:.0f} G int8 a second; "
             f"a token reads {figures.work.decode_bytes / 1e9:.3f} GB"
         )
@@ -88,6 +90,11 @@ def _table(figures: Any) -> str:
     if figures.device_bytes is not None:
         lines.append(f"on the device: {figures.device_bytes / 1e6:.0f} MB at most")
     return "\n".join(lines)
+
+
+def _of_file(figures: Any) -> str:
+    rate = figures.file_read_bytes_per_s
+    return "" if rate is None else f" (the mapped file {rate / 1e9:.1f})"
 
 
 def _share(percent: float | None, of: str) -> str:

@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against-backend", default="auto", metavar="NAME", help="that the yardstick runs on (default: the best)"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="default: all cores")
+    options.add_kv_cache(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress")
     options.add_json(parser)
 
@@ -69,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
             _print_sensitivity(args, against, wanted, bar)
             return 0
         models = [
-            stack.enter_context(cellmd.load(path, backend=args.backend, threads=args.threads)) for path in args.files
+            stack.enter_context(cellmd.load(path, backend=args.backend, threads=args.threads, kv_cache=args.kv_cache))
+            for path in args.files
         ]
         evaluations = evaluate(models, against, wanted, bar.reach)
     if args.json:

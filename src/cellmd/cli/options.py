@@ -64,6 +64,15 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--backend", default="auto", help="auto, cpu or reference (default: %(default)s)")
     group.add_argument("--threads", type=int, metavar="N", help="default: all cores")
     group.add_argument("--context", type=int, metavar="N", help="longest conversation in tokens (default: the model's)")
+    add_kv_cache(group)
+
+
+def add_kv_cache(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--kv-cache",
+        choices=("f16", "f32", "i8"),
+        help="how the backend cpu keeps keys and values: i8 in half of f16's memory (default: f16)",
+    )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +82,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def load_model(args: argparse.Namespace, path: Path) -> Any:
     import cellmd
 
-    return cellmd.load(path, backend=args.backend, threads=args.threads, context=args.context)
+    return cellmd.load(path, backend=args.backend, threads=args.threads, context=args.context, kv_cache=args.kv_cache)
 
 
 def sampling_arguments(args: argparse.Namespace) -> dict[str, Any]:

@@ -111,7 +111,9 @@ class Encode:
 @dataclass(frozen=True)
 class Figures:
     """Everything measured. load_ms: from the path to bound weights; first_token_ms: to the first token after the first
-    prompt. peak_rss_bytes, private_bytes, device_bytes: of text alone; the last is None where there is no device."""
+    prompt. ceilings: of the process's own memory; file_read_bytes_per_s: of the largest matrix in the mapped file, as
+    fast where the system maps it in large pages. peak_rss_bytes, private_bytes, device_bytes: of text alone; the
+    last is None where there is no device."""
 
     file: str
     backend: str
@@ -120,6 +122,7 @@ class Figures:
     first_token_ms: float
     work: Work
     ceilings: Ceilings | None
+    file_read_bytes_per_s: float | None
     prefill: tuple[Prefill, ...]
     decode: tuple[Decode, ...]
     streams: tuple[Streams, ...]
@@ -137,6 +140,7 @@ def benchmark(
     *,
     backend: str = "auto",
     threads: int | None = None,
+    kv_cache: str | None = None,
     prompts: Sequence[int] = (512,),
     n_tokens: int = 32,
     repeat: int = 3,
@@ -151,12 +155,13 @@ def benchmark(
         if value < 1:
             raise ArgumentError(f"{name} must be at least 1, found {value}")
     began = time.perf_counter()
-    ops = create(backend, threads)
+    ops = create(backend, threads, kv_cache)
     with Container.open(path) as container:
         config = ModelConfig.from_dict(container.config)
         model = Gemma4(ops, config, container.tensors)
         load_ms = _ms_since(began)
         work = Work.of(container.tensors, config.text)
+        largest = container.tensors[f"{_DECODER}embed_tokens.weight"]
         context = max(prompts) + n_tokens + 1
         runner = Runner(model, KvCache(ops, config.text, n_slots=1, context=context, chunk=ops.prompt_rows))
         rng = np.random.default_rng(0)
@@ -166,7 +171,7 @@ def benchmark(
         peak_rss, private, on_device = _peak_rss_bytes(), _private_bytes(), ops.peak_bytes()
         # What a machine can do changes with its neighbours: each run is held against ceilings measured right before it.
         runs = [
-            _Run(length, ops.ceilings(), *_text(runner, length, n_tokens, rng))
+            _Run(length, ops.ceilings(), ops.read_rate(largest.data), *_text(runner, length, n_tokens, rng))
             for length in prompts
             for _ in range(repeat)
         ]
@@ -184,6 +189,7 @@ def benchmark(
             first_token_ms=first_token_ms,
             work=work,
             ceilings=_median_ceilings(runs),
+            file_read_bytes_per_s=_median_of([run.file_read_bytes_per_s for run in runs]),
             prefill=tuple(_prefill([run for run in runs if run.length == length], work) for length in prompts),
             decode=tuple(_decode([run for run in runs if run.length == length], work) for length in prompts),
             streams=together,
@@ -199,6 +205,7 @@ class _Run(NamedTuple):
 
     length: int
     ceilings: Ceilings | None
+    file_read_bytes_per_s: float | None
     prompt_ms: float
     step_ms: float
 
@@ -241,6 +248,11 @@ def _streams(
 def _random_tokens(runner: Runner, n: int, rng: np.random.Generator) -> list[int]:
     tokens: list[int] = rng.integers(0, runner.model.config.text.vocab_size, n).tolist()
     return tokens
+
+
+def _median_of(measured: Sequence[float | None]) -> float | None:
+    known = [each for each in measured if each is not None]
+    return statistics.median(known) if known else None
 
 
 def _median_ceilings(runs: Sequence[_Run]) -> Ceilings | None:

@@ -9,8 +9,6 @@ from cellmd.backends.ops import Ops
 from cellmd.config import LayerConfig, TextConfig
 from cellmd.errors import ContextLengthError
 
-_FLOAT_BYTES = 4
-
 
 class KvCache:
     """Room for n_slots sequences of up to `context` positions, run at most `chunk` rows at a time.
@@ -86,18 +84,13 @@ class KvCache:
             )
 
     def bytes_for(self, n_positions: int) -> int:
-        """Memory for the keys and values of one sequence of n_positions, the most that a backend takes."""
-        return cache_bytes(self._config, n_positions, self.chunk)
-
-
-def cache_bytes(config: TextConfig, n_positions: int, chunk: int) -> int:
-    """Memory for the keys and values of one sequence of n_positions in float32, the most that a backend takes."""
-    places = (
-        min(n_positions, _capacity(layer, n_positions, chunk)) * layer.n_kv_heads * layer.head_dim
-        for layer in config.layers
-        if layer.owns_kv
-    )
-    return 2 * _FLOAT_BYTES * sum(places)
+        """Memory for the keys and values of one sequence of n_positions."""
+        return sum(
+            min(n_positions, _capacity(layer, n_positions, self.chunk))
+            * self._ops.position_bytes(layer.n_kv_heads, layer.head_dim)
+            for layer in self._config.layers
+            if layer.owns_kv
+        )
 
 
 def free_memory_bytes() -> int | None:

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from cellmd.backends.cpu.operations import CacheDtype, CpuOps
 
 
+KV_CACHES = ("f16", "f32", "i8")
+"""How keys and values can be kept."""
+
+
 def create(threads: int | None = None, cache_dtype: CacheDtype = "f16") -> CpuOps:
     """The native backend on `threads` threads (None: as many processors as this process may use).
 

@@ -59,6 +59,11 @@ class CpuOps(Ops):
         multiplied = (self._native.time_multiply(_CEILING_REPETITIONS) for _ in range(_CEILING_RUNS))
         return Ceilings(_CEILING_BYTES / read_s, max(macs / seconds for macs, seconds in multiplied))
 
+    def read_rate(self, stored: np.ndarray) -> float:
+        read_bytes = stored.nbytes // 4096 * 4096
+        seconds = min(self._native.time_read(_bytes(stored)) for _ in range(_CEILING_RUNS))
+        return float(read_bytes / seconds)
+
     # ---- memory ---------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
@@ -207,6 +212,11 @@ class CpuOps(Ops):
 
     def new_cache(self, n_slots: int, capacity: int, n_kv_heads: int, head_dim: int) -> Any:
         return self._native.new_cache(n_slots, capacity, n_kv_heads, head_dim, self._cache_dtype)
+
+    def position_bytes(self, n_kv_heads: int, head_dim: int) -> int:
+        width = -(-head_dim // 16) * 16
+        element, scale = {"f16": (2, 0), "f32": (4, 0), "i8": (1, 4)}[self._cache_dtype]
+        return 2 * n_kv_heads * (element * width + scale)
 
     def copy_slot_(self, cache: Any, source: int, target: int, n: int) -> None:
         cache.copy(source, target, n)
