@@ -207,3 +207,37 @@ def test_relative_bits_do_not_depend_on_threads(make: Callable[..., CpuOps]) -> 
         tensors = (ops.floats(x) for x in (q, k, v, r))
         results.append(ops.to_numpy(ops.attention_relative(*tensors, past=12, future=0, cap=50.0)))
     assert all(np.array_equal(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize("dtype", CACHES)
+def test_at_the_end_of_the_longest_context(make: Callable[..., CpuOps], dtype: str) -> None:
+    """131,072 positions: as good as a plain form, the same bits asked alone or together, and one key of the first
+    block, which is all that a query looks for, is found among them."""
+    n, n_heads, head_dim = 131_072, 2, 16
+    k, v = normal(1, n, 1, head_dim), normal(2, n, 1, head_dim)
+    q = normal(3, 3, n_heads, head_dim) / 2
+    k[7] = 10 * q[0, 0] / np.linalg.norm(q[0, 0])
+    q[0, 0] *= 20 / np.linalg.norm(q[0, 0])
+    positions = [n - 1, n - 2, n - 70]
+    results = []
+    for threads, together in ((1, True), (2, False)):
+        ops = make(threads, dtype)
+        cache = ops.new_cache(1, n, 1, head_dim)
+        for start in range(0, n, 8192):
+            rows, at = slice(start, start + 8192), range(start, start + 8192)
+            ops.append_(cache, ops.floats(k[rows]), ops.floats(v[rows]), ops.ints([0] * 8192), ops.ints(at))
+        asked = [[0, 1, 2]] if together else [[0], [1], [2]]
+        parts = [
+            ops.attention(ops.floats(q[i]), cache, ops.ints([0] * len(i)), ops.ints([positions[j] for j in i]), 0)
+            for i in asked
+        ]
+        results.append(np.concatenate([ops.to_numpy(part) for part in parts]))
+    assert np.array_equal(results[0], results[1])
+    keys, values = as_stored(k, dtype), as_stored(v, dtype)
+    for i, position in enumerate(positions):
+        seen = slice(0, position + 1)
+        want = attention_row(q[i].astype(np.float64), keys[seen], values[seen])
+        close = attention_row(q[i], keys[seen].astype(np.float32), values[seen].astype(np.float32))
+        allowed = 2 * np.abs(close - want).max() + 4 * EPS * np.abs(v).max()
+        assert np.abs(results[0][i] - want).max() <= allowed
+    assert np.abs(results[0][0, 0] - values[7, 0]).max() < 1e-6 * np.abs(v).max()
