@@ -164,6 +164,8 @@ void add_elements(std::vector<Case>& cases) {
         with("geglu", 60, [](Context& c, T a, T b, T) { return geglu(c, a, b); });
         with("silu", 20, [](Context& c, T a, T, T) { return silu(c, a); });
         with("softcap", 10, [](Context& c, T a, T, T) { return softcap(c, a, 2.0f), a; });
+        with("top_k", 0, [](Context& c, T a, T, T) { return top_k(c, a, (a.size(1) + 1) / 2).first; });
+        with("log_sum_exp", 20, [](Context& c, T a, T, T) { return log_sum_exp(c, a); });
         if (d % 2 == 0) with("glu", 20, [](Context& c, T a, T, T) { return glu(c, a); });
     }
     const auto x = normals(9 * 10 * 7), kernel = normals(5 * 7 * 9), rows = normals(36 * 40), taps = normals(40 * 5);
