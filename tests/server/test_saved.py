@@ -192,8 +192,9 @@ def test_another_context_or_file_finds_only_what_fits(path: Path, tmp_path: Path
 
 def test_its_size_is_bounded(model: cellmd.Model, tmp_path: Path) -> None:
     scheduler = model.scheduler(slots=1, cache_dir=tmp_path, cache_bytes=2_000_000)
-    for i in range(6):
+    for i in range(20):
         answer(scheduler, model, model_cases.text_prompt(300, seed=i))
+        assert len(scheduler._saved._entries) <= len(list(tmp_path.iterdir())) + 3  # type: ignore[union-attr]
     scheduler.close()
     assert 0 < sum(file.stat().st_size for file in tmp_path.iterdir()) <= 2_000_000
 

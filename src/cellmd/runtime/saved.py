@@ -50,7 +50,7 @@ class Saved:
         self._disk = DiskCache(folder, max_bytes, identity)
         self._runner = runner
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="cellmd-saved")
-        self._writing: list[Future[bool]] = []
+        self._writing: dict[str, Future[set[str]]] = {}
         self._entries: dict[str, _Entry] = {}
         for name in self._disk.names("prefix"):
             entry = _entry(self._disk.first_part(name))
@@ -92,7 +92,7 @@ class Saved:
 
         wait: for those that are being written, instead of not keeping this one when they are many.
         """
-        self._writing = [future for future in self._writing if not future.done()]
+        self._forget_lost()
         if len(keys) < LEAST_SAVED or (len(self._writing) >= _MOST_WAITING and not wait):
             return
         name = self._disk.name("prefix", keys.tobytes())
@@ -102,13 +102,22 @@ class Saved:
             return
         if wait:
             while self._writing:
-                self._writing.pop().result()
+                next(iter(self._writing.values())).result()
+                self._forget_lost()
         parts = [keys.view(np.uint8), *self._runner.export_slot(slot, n_written)]
         replaced = [old for old, entry in self._entries.items() if self._covers(keys, n_written, entry)]
         for old in replaced:
             del self._entries[old]
         self._entries[name] = _Entry(keys.copy(), n_written)
-        self._writing.append(self._beside.submit(self._write, name, n_written, parts, replaced))
+        self._writing[name] = self._beside.submit(self._write, name, n_written, parts, replaced)
+
+    def _forget_lost(self) -> None:
+        """Entries whose files have gone, to make room or because another process removed them, go too."""
+        done = [name for name, future in self._writing.items() if future.done()]
+        listed = [self._writing.pop(name).result() for name in done]  # in the order in which they were written
+        if listed:
+            kept = listed[-1] | self._writing.keys()
+            self._entries = {name: entry for name, entry in self._entries.items() if name in kept}
 
     def _covers(self, keys: np.ndarray, n_written: int, entry: _Entry) -> bool:
         """Whether what is saved now also serves whoever goes on from the end of an older one."""
@@ -123,12 +132,12 @@ class Saved:
             return None
         return Loaded(stored.parts[1:], found.n_written)
 
-    def _write(self, name: str, n_written: int, parts: list[np.ndarray], replaced: list[str]) -> bool:
-        written = self._disk.write(name, {"n_written": n_written}, parts)
-        if written:
+    def _write(self, name: str, n_written: int, parts: list[np.ndarray], replaced: list[str]) -> set[str]:
+        """The files that there are after it."""
+        if self._disk.write(name, {"n_written": n_written}, parts):
             for old in replaced:
                 self._disk.drop(old)
-        return written
+        return set(self._disk.names("prefix"))
 
     # ---- media ----------------------------------------------------------------------------------------------------
 
