@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-import cellmd
 import model_cases
+from cellmd.api import Model
 from cellmd.backends import create
-from cellmd.backends.ops import Ops
+from cellmd.backends.ops import Clip, Ops
 from cellmd.backends.reference.operations import ReferenceOps
 from cellmd.config import ModelConfig
 from cellmd.container import Container
@@ -30,7 +30,6 @@ from cellmd.runtime.batch import Part, Sequence
 from cellmd.runtime.generate import Runner
 from cellmd.runtime.kv_cache import KvCache
 from naive_ops import packed
-from transformers_model import row_errors
 
 pytestmark = pytest.mark.reference
 
@@ -242,42 +241,57 @@ def test_convolution(gpu: Ops) -> None:
         judge(gpu, case)
 
 
-@pytest.fixture(scope="module")
-def container(tmp_path_factory: pytest.TempPathFactory) -> Container:
-    return Container.open(model_cases.build(tmp_path_factory.mktemp("model"), "deep_shared", "qat"))
+class Bf16Ops(ReferenceOps):
+    """The reference backend at the GPU's precision: what is multiplied, and what caches keep, is bfloat16."""
+
+    def matrix(self, packed_: PackedTensor, *, clip: Clip | None = None, bias: PackedTensor | None = None) -> Any:
+        return super().matrix(packed(nearest_bf16(decode(packed_))), clip=clip, bias=bias)
+
+    def linear(self, x: Any, matrix: Any) -> Any:
+        return super().linear(nearest_bf16(x), matrix)
+
+    def append_(self, cache: Any, keys: Any, values: Any, slots: Any, positions: Any) -> None:
+        super().append_(cache, nearest_bf16(keys), nearest_bf16(values), slots, positions)
+
+    def attention(self, q: Any, cache: Any, slots: Any, positions: Any, window: int) -> Any:
+        return super().attention(nearest_bf16(q), cache, slots, positions, window)
+
+    def attention_bidirectional(self, q: Any, k: Any, v: Any) -> Any:
+        return super().attention_bidirectional(*(nearest_bf16(x) for x in (q, k, v)))
 
 
 def runner(ops: Ops, container: Container, n_slots: int) -> Runner:
     config = ModelConfig.from_dict(container.config)
     model = Gemma4(ops, config, container.tensors)
-    return Runner(model, KvCache(ops, config.text, n_slots=n_slots, context=3000, chunk=64))
+    return Runner(model, KvCache(ops, config.text, n_slots=n_slots, context=3000, chunk=128))
 
 
 @pytest.mark.parametrize("n_streams", [1, 3, 64])
-def test_recorded_steps(gpu: Ops, container: Container, n_streams: int) -> None:
-    """Steps that are replayed give what the same rows give as part of a prompt, while caches grow and move."""
+def test_recorded_steps(gpu: Ops, tmp_path: Path, n_streams: int) -> None:
+    """Steps that are recorded and run again, each of many streams with tokens of its own."""
+    container = Container.open(model_cases.build(tmp_path, "deep_shared", "qat"))
     tokens = {slot: list(model_cases.text_prompt(40 + slot, seed=slot).token_ids) for slot in range(n_streams)}
     results = []
-    for steps in (False, True):
-        mine = runner(gpu, container, n_streams)
+    for ops in (ReferenceOps(), Bf16Ops(), gpu):
+        mine = runner(ops, container, n_streams)
         running = [Sequence(slot, list(ids)) for slot, ids in tokens.items()]
         for sequence in running:
             mine.advance([Part(sequence, sequence.n_pending - 8, 0)])
-        if steps:
-            parts = [Part(sequence, 1, 1) for sequence in running]
-            rows = [gpu.to_numpy(mine.advance(parts)) for _ in range(8)]
-            results.append(np.array(rows).transpose(1, 0, 2))
-        else:
-            results.append(np.array([gpu.to_numpy(mine.advance([Part(s, 8, 8)])) for s in running]))
-    by_step, at_once = results
-    assert row_errors(by_step.reshape(-1, by_step.shape[-1]), at_once.reshape(-1, at_once.shape[-1])).max() < 0.05
+        parts = [Part(sequence, 1, 1) for sequence in running]
+        results.append(np.array([ops.to_numpy(mine.advance(parts)) for _ in range(8)]))
+    want, plain, got = results
+    assert error(got, want) <= 2 * error(plain, want)
 
 
 @pytest.mark.parametrize(
     ("shape", "recipe"), [("tiny", "float"), ("deep_shared", "aggressive"), ("wide_heads", "balanced")]
 )
 def test_models_of_every_modality(gpu: Ops, tmp_path: Path, shape: str, recipe: str) -> None:
-    path = model_cases.build(tmp_path, shape, recipe)
-    with cellmd.load(path, backend="reference") as want, cellmd.load(path, backend="cuda") as got:
-        prompt = model_cases.media_prompt(want)
-        assert np.median(row_errors(got.logits(prompt), want.logits(prompt))) < 0.05
+    container = Container.open(model_cases.build(tmp_path, shape, recipe))
+    results = []
+    for ops in (ReferenceOps(), Bf16Ops(), gpu):
+        model = Model(container, ops)
+        prompt = model_cases.media_prompt(model)
+        results.append([model.logits(prompt), *model_cases.soft_tokens(model, prompt)])
+    for want, plain, got in zip(*results, strict=True):
+        assert error(got, want) <= 2 * error(plain, want)

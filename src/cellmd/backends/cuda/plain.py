@@ -27,6 +27,8 @@ from cellmd.quant.tensor import PackedTensor
 
 _LOWEST = -(1 << 31)
 
+_CAPACITY_STEP = 16
+
 DECODED_BYTES = 1 << 27
 """Of a matrix that is multiplied as decoded numbers, at most this much is decoded at a time."""
 
@@ -191,6 +193,8 @@ class TorchOps(Ops):
         return torch.cat([self.rope(x[:, :, :half], table_x), self.rope(x[:, :, half:], table_y)], dim=2)
 
     def new_cache(self, n_slots: int, capacity: int, n_kv_heads: int, head_dim: int) -> Cache:
+        # Kernels are compiled once for all multiples of 16; a larger ring holds what a smaller one does.
+        capacity = -(-capacity // _CAPACITY_STEP) * _CAPACITY_STEP
         return Cache(n_slots, capacity, n_kv_heads, head_dim, self.device, self._products)
 
     def reserve_(self, cache: Cache, n_positions: int) -> None:
