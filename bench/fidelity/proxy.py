@@ -44,7 +44,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("material", help="folder, or default")
-    parser.add_argument("--layers", type=int, nargs="+", default=[0, 4, 8, 12, 16])
+    parser.add_argument("--layers", type=int, nargs="+", default=[0, 4, 8, 12, 16], help="whose tensors to measure")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="finer codings of each Nth group alone")
+    parser.add_argument("--prompts", type=int, metavar="N", help="at most so many (default: what a budget measures on)")
     args = parser.parse_args()
     with Checkpoint.open(args.source) as checkpoint:
         plan = plan_conversion(checkpoint, find_recipe("aggressive"), None)
@@ -53,7 +55,7 @@ def main() -> None:
         source = SourceValues(checkpoint)
         rounded = RoundedValues(source, codings)
         processor = Processor.from_assets(checkpoint.assets, checkpoint.config)
-        prompts = few(Calibration.find(args.material).prompts(processor, checkpoint))
+        prompts = few(Calibration.find(args.material).prompts(processor, checkpoint))[: args.prompts]
         sensitivity = Sensitivity(source, rounded, checkpoint.config, unread_tensors(plan), prompts)
         importance = sensitivity.importance
 
@@ -73,7 +75,7 @@ def main() -> None:
         for at, coding in enumerate(codings_from(codings[groups[0].tensors[0]])):
             if at:
                 rounded.codings = {name: codings_from(each)[at] for name, each in codings.items()}
-                for group in groups:
+                for group in groups[:: args.every]:
                     left = sum(errors[name][at] for name in group.tensors) / sum(errors[n][0] for n in group.tensors)
                     by_coding.append((str(coding), whole[group.name] * left, cost(group)))
         rounded.codings = codings
