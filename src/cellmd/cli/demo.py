@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--file", type=Path, metavar="FILE", help="a sound, picture or film of your own")
     parser.add_argument("--question", metavar="TEXT", help="what to ask about it (default: transcribe or describe)")
     parser.add_argument("--recipe", default="aggressive", help="how the model is converted (default: %(default)s)")
-    parser.add_argument("--backend", default="auto", help="auto, cpu or reference (default: %(default)s)")
+    parser.add_argument("--backend", default="auto", help="auto, cuda, cpu or reference (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -61,7 +61,7 @@ def add_sampling(parser: argparse.ArgumentParser, tokens: int) -> None:
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("machine")
-    group.add_argument("--backend", default="auto", help="auto, cpu or reference (default: %(default)s)")
+    group.add_argument("--backend", default="auto", help="auto, cuda, cpu or reference (default: %(default)s)")
     group.add_argument("--threads", type=int, metavar="N", help="default: all cores")
     group.add_argument("--context", type=int, metavar="N", help="longest conversation in tokens (default: the model's)")
     add_kv_cache(group)
