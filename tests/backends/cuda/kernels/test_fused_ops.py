@@ -94,3 +94,13 @@ def test_against_torch_alone(kind: Callable[[int, bool], Case], n: int, mixed: b
     for want, got in zip(*results, strict=True):
         assert got.shape == want.shape
         assert np.linalg.norm(got - want) <= 2**-7 * np.linalg.norm(want)
+
+
+def test_hostile_logits(device: str) -> None:
+    """Equals, zeros of either sign, infinities and what is not a number: as torch alone orders them."""
+    values = [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, -np.nan, 1e-45, -3.4e38]
+    rows = np.random.default_rng(0).choice(np.array(values, np.float32), (3, 5000))
+    rows[1, :4990] = np.nan
+    (want, columns), (got, places) = (ops.top_k(ops.floats(rows), 40) for ops in (TorchOps(), FusedOps(device)))
+    assert np.array_equal(TorchOps().to_numpy(columns), TorchOps().to_numpy(places))
+    assert np.array_equal(TorchOps().to_numpy(want), TorchOps().to_numpy(got), equal_nan=True)

@@ -15,6 +15,7 @@ from cellmd.backends.cuda.kernels.common import ceil_power_of_2, launch, let_nex
 
 _BLOCK = 2048
 _LEAST = tl.constexpr(-(1 << 63))
+_NO_NUMBER = tl.constexpr(-(1 << 31) + 1)
 
 
 @triton.jit
@@ -37,8 +38,10 @@ def _reduce(
     at = block * BLOCK + tl.arange(0, BLOCK)
     wait_for_inputs(OVERLAPS)
     if FIRST:
-        bits = tl.load(logits + row * n + at, mask=at < n, other=0.0).to(tl.int32, bitcast=True)
+        number = tl.load(logits + row * n + at, mask=at < n, other=0.0)
+        bits = tl.where(number == 0.0, 0.0, number).to(tl.int32, bitcast=True)  # 0.0 and -0.0 are equals
         order = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+        order = tl.where(number == number, order, _NO_NUMBER)
         key = (order.to(tl.int64) << 32) | (0xFFFFFFFF - at.to(tl.int64))
         key = tl.where(at < n, key, _LEAST)
     else:
@@ -56,7 +59,7 @@ def _reduce(
 
 def top_k(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The k largest of each row of logits float32 (N, V), k <= min(V, 1024): values float32 (N, k), descending, and
-    their places int32 (N, k); of equal ones the first come first. No logit is NaN."""
+    their places int32 (N, k); of equal ones the first come first, and what is not a number last."""
     n_rows, n = logits.shape
     kept = max(2, ceil_power_of_2(k))
     block = max(_BLOCK, 2 * kept)
