@@ -190,6 +190,38 @@ def test_another_context_or_file_finds_only_what_fits(path: Path, tmp_path: Path
         assert after(model, tmp_path, longer(prompt, 120)).usage.cached_tokens == 0
 
 
+def test_what_was_found_may_be_replaced_by_what_is_saved(model: cellmd.Model, tmp_path: Path) -> None:
+    """A prompt goes on from a file while the slot that it takes is saved, and the file is forgotten for that."""
+    prompt = model_cases.text_prompt(300)
+    after(model, tmp_path, prompt)
+    scheduler = model.scheduler(slots=1, cache_dir=tmp_path)
+    saved: Any = scheduler._saved
+    save = saved.save
+
+    def forgetful(*arguments: Any, **options: Any) -> None:
+        save(*arguments, **options)
+        saved._entries.clear()
+
+    saved.save = forgetful
+    answer(scheduler, model, model_cases.text_prompt(100, seed=5))
+    result = answer(scheduler, model, longer(prompt, 120))
+    scheduler.close()
+    assert result.usage.cached_tokens == 300
+    assert result.token_ids == model.generate(longer(prompt, 120), **OPTIONS).token_ids
+
+
+def test_a_request_that_cannot_be_begun_fails_alone(model: cellmd.Model, tmp_path: Path) -> None:
+    scheduler = model.scheduler(slots=1, cache_dir=tmp_path)
+    saved: Any = scheduler._saved
+    best, saved.best = saved.best, None
+    with pytest.raises(cellmd.BackendError):
+        answer(scheduler, model, model_cases.text_prompt(100))
+    saved.best = best
+    assert answer(scheduler, model, model_cases.text_prompt(100)).usage.completion_tokens
+    assert scheduler.counts.failed == 1
+    scheduler.close()
+
+
 def test_its_size_is_bounded(model: cellmd.Model, tmp_path: Path) -> None:
     scheduler = model.scheduler(slots=1, cache_dir=tmp_path, cache_bytes=2_000_000)
     for i in range(20):

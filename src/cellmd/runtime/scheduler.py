@@ -264,27 +264,36 @@ class Scheduler:
             if job.cancelled:
                 self.counts.cancelled += 1
                 continue
-            prompt = job.request.prompt
-            taken = {running.sequence.slot for running in state.running}
-            idle = [slot for slot in self._slots if slot.index not in taken]
-            slot, n_kept = choose_slot(idle, job.keys, self._runner.cache)
-            leader, n_shared = self._leader_for(job)
-            name, n_saved = self._saved.best(job.keys) if self._saved is not None else ("", 0)
-            elsewhere = max(n_shared, n_saved)
-            if elsewhere >= n_kept + LEAST_KEPT:
-                slot, n_kept = min(idle, key=lambda slot: slot.last_used), 0
-            self._save(slot, n_kept)
-            slot.begin(n_kept)
-            job.sequence = Sequence(slot.index, list(prompt.token_ids))
-            if elsewhere < n_kept + LEAST_KEPT:
-                self._start(job, n_kept)
-            elif n_saved >= n_shared + LEAST_KEPT and self._saved is not None:
+            try:
+                self._place(job)
+            except Exception as error:  # the thread must outlive whatever it is: others wait
+                self.counts.failed += 1
+                job.deliver(_as_failure(error))
+
+    def _place(self, job: Job) -> None:
+        """Give a job the slot that saves most, and begin."""
+        state, prompt = self._state, job.request.prompt
+        taken = {running.sequence.slot for running in state.running}
+        idle = [slot for slot in self._slots if slot.index not in taken]
+        slot, n_kept = choose_slot(idle, job.keys, self._runner.cache)
+        leader, n_shared = self._leader_for(job)
+        name, n_saved = self._saved.best(job.keys) if self._saved is not None else ("", 0)
+        elsewhere = max(n_shared, n_saved)
+        if elsewhere >= n_kept + LEAST_KEPT:
+            slot, n_kept = min(idle, key=lambda slot: slot.last_used), 0
+            if n_saved >= n_shared + LEAST_KEPT and self._saved is not None:
+                # Asked for before anything is saved: that may take the place of what was found.
                 job.loading, job.n_shared = (name, self._saved.load(name)), n_saved
             else:
                 job.leader, job.n_shared = leader, n_shared
-            job.began = time.perf_counter()
-            self.counts.prompt_tokens += len(prompt)
-            state.running.append(job)
+        self._save(slot, n_kept)
+        slot.begin(n_kept)
+        job.sequence = Sequence(slot.index, list(prompt.token_ids))
+        if not job.is_waiting:
+            self._start(job, n_kept)
+        job.began = time.perf_counter()
+        self.counts.prompt_tokens += len(prompt)
+        state.running.append(job)
 
     def _save(self, slot: Slot, n_kept: int = 0, *, wait: bool = False) -> None:
         """Keep on disk what a slot holds before all but n_kept positions of it are lost, if that is most of it."""
@@ -469,9 +478,7 @@ class Scheduler:
 
     def _fail(self, jobs: list[Job], error: Exception) -> None:
         """End jobs whose step went wrong. What their slots hold is not to be trusted."""
-        if not isinstance(error, CellmdError):
-            _log.exception("a step of the model failed", exc_info=error)
-            error = BackendError(f"the model failed while it made the answer: {type(error).__name__}")
+        error = _as_failure(error)
         with self._changed:
             for job in jobs:
                 self._leave(job, np.empty(0, np.int64))
@@ -479,3 +486,11 @@ class Scheduler:
             self._count()
         for job in jobs:
             job.deliver(error)
+
+
+def _as_failure(error: Exception) -> CellmdError:
+    """An error as whoever waits for the answer is told of it; what nobody foresaw is logged."""
+    if isinstance(error, CellmdError):
+        return error
+    _log.exception("a step of the model failed", exc_info=error)
+    return BackendError(f"the model failed while it made the answer: {type(error).__name__}")
