@@ -67,8 +67,19 @@ def test_blocks_of_rows_are_slices(device: str) -> None:
 @pytest.mark.parametrize("n_rows", [2, 8, 11, 64])
 def test_results_of_a_row_are_the_same_bits_in_any_company(device: str, n_rows: int) -> None:
     weights = matrix(device, 32, 384, 4, 128)
-    x = torch.randn(n_rows, 384, device=device)
-    assert torch.equal(linear(x, [weights])[0][:2], linear(x[:2].contiguous(), [weights])[0])
+    x, others = torch.randn(2, n_rows, 384, device=device)
+    others[-1] = x[0]
+    assert torch.equal(linear(x, [weights])[0][0], linear(others * 1.0, [weights])[0][-1])
+
+
+@pytest.mark.parametrize("n_columns", [640, 4224])
+def test_number_of_rows_changes_a_result_by_rounding_to_float32_alone(device: str, n_columns: int) -> None:
+    weights = matrix(device, 32, n_columns, 4, 128)
+    x = torch.randn(64, n_columns, device=device)
+    bound = 2.0**-20 * (x[:1].abs() @ weights.decoded(torch.float32).abs().T)
+    whole = linear(x, [weights])[0][:1]
+    for n_rows in (1, 3, 16, 33):
+        assert bool(((linear(x[:n_rows].contiguous(), [weights])[0][:1] - whole).abs() <= bound).all())
 
 
 @pytest.mark.parametrize("bits", [4, 8])

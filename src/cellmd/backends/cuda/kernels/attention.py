@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from cellmd.backends.cuda.kernels import common
 from cellmd.backends.cuda.kernels.common import (
     ceil_power_of_2,
     launch,
@@ -309,7 +310,7 @@ def prefill_attention(
 
 def _block_tile(device: torch.device, width: int, readers: int) -> Tile:
     """What was fastest on an H100 (bench/cuda), and what less shared memory has room for."""
-    room = torch.cuda.get_device_properties(device).shared_memory_per_block_optin if device.type == "cuda" else 0
+    room = common.shared_memory(device)
     if room >= 224 << 10:
         return Tile(64 if width <= 256 else 32, 8, 2, max(1, 128 // readers))
     rows = max(1, 64 // readers)

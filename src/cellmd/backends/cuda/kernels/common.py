@@ -37,6 +37,14 @@ def overlaps(device: torch.device) -> bool:
     return not INTERPRETED and device.type == "cuda" and bool(torch.cuda.get_device_capability(device) >= (9, 0))
 
 
+@cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a program can have on this device; 0 for the host."""
+    if device.type != "cuda":
+        return 0
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+
+
 def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, warps: int, *args: Any, **constants: Any) -> None:
     """Run kernel(*args, OVERLAPS=..., **constants) on the grid, with so many warps a program."""
     early = overlaps(device)

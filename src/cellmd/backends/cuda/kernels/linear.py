@@ -4,7 +4,7 @@ The inputs become integers too, of 16 bits: each piece of 128 columns of a row i
 and rounded, and a number is 256 times its high byte plus its low one. So a product of int8 with both bytes, as two
 columns, is exact until scales come in, once a group. All of a piece's inputs are rounded by less than bfloat16 rounds
 its largest. A program makes BLOCK outputs of all rows of x. Its warps share the columns among them: the product is a
-batch of products, one for each piece, summed over the batch in an order that knows nothing of how many rows there are.
+batch of products, one for each piece, summed over the batch in an order that knows nothing of the other rows' values.
 
 Weights are asked for before the inputs are waited for. With one row, what comes before the product is done in it, over
 and over in every program, since a launch costs more: the closing of the residual block before, x = (x + norm(y) *
@@ -20,6 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
+from cellmd.backends.cuda.kernels import common
 from cellmd.backends.cuda.kernels.common import (
     ceil_power_of_2,
     gelu,
@@ -513,11 +514,14 @@ def _launch(
 def _tile(n_rows: int, matrix: DeviceMatrix, *, double: bool) -> Tile:
     """What was fastest on an H100 at the shapes of Gemma 4 E2B (bench/cuda), with a GPU's shared memory in mind."""
     n_outputs, n_columns = matrix.shape
-    device = matrix.codes.device
-    roomy = device.type == "cuda" and torch.cuda.get_device_properties(device).shared_memory_per_block_optin > _ROOM
+    roomy = common.shared_memory(matrix.codes.device) >= _ROOM
     whole = ceil_power_of_2(n_pieces(n_columns))
     if n_rows > 8:
-        return Tile(16, min(whole, 4), min(whole, 4), 3 if roomy else 2)
+        if double and n_outputs >= 2048:
+            return Tile(32, 1, 4, 3)
+        if n_outputs >= 1 << 16:
+            return Tile(64, 1, 4, 3)
+        return Tile(16, 1, 8, 4) if whole <= 32 else Tile(16, 4, 4, 3 if roomy else 2)
     if n_rows > 1:
         return Tile(16, min(whole, 16), min(whole, 8), 3)
     if whole > 32:
