@@ -1,5 +1,5 @@
-"""Compiles the kernels at the shapes of Gemma 4 E2B for a GPU that need not be there: run by a test, as a process of its
-own, since in the tests' own the kernels are interpreted. Arguments: compute capability (90), bytes of shared memory."""
+"""Compiles the kernels at the shapes of Gemma 4 E2B for a GPU that need not be there: run by a test, as a process of
+its own, since in the tests' the kernels are interpreted. Arguments: compute capability (90), shared memory in bytes."""
 
 from __future__ import annotations
 
