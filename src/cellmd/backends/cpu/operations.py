@@ -198,8 +198,7 @@ class CpuOps(Ops):
     def rope_table(
         self, positions: Tensor, base: float, rotary_dim: int, head_dim: int, stretch: float = 1.0
     ) -> Tensor:
-        stretched = () if stretch == 1.0 else (stretch,)
-        return self._native.rope_table(positions, base, rotary_dim, head_dim, *stretched)
+        return self._native.rope_table(positions, base, rotary_dim, head_dim, stretch)
 
     def rope(self, x: Tensor, table: Tensor) -> Tensor:
         return self._native.rope(x, None, None, table)
