@@ -22,7 +22,8 @@ from typing import Any
 
 import cellmd
 from cellmd.errors import CellmdError
-from cellmd.runtime.scheduler import Job, Scheduler
+from cellmd.runtime.job import Job
+from cellmd.runtime.scheduler import Scheduler
 
 
 def main() -> None:

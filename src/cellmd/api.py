@@ -27,11 +27,12 @@ from cellmd.runtime.answering import Settings
 from cellmd.runtime.batch import Sequence as Running
 from cellmd.runtime.defaults import GenerationDefaults
 from cellmd.runtime.generate import Runner, common_prefix, generate
+from cellmd.runtime.job import Request
 from cellmd.runtime.kv_cache import KvCache, free_memory_bytes
 from cellmd.runtime.result import Piece, Result
 from cellmd.runtime.sampler import Sampler, Sampling
 from cellmd.runtime.saved import Saved
-from cellmd.runtime.scheduler import Request, Scheduler
+from cellmd.runtime.scheduler import Scheduler
 from cellmd.runtime.stop import StopStrings
 
 Messages = str | Sequence[Mapping[str, Any]]

@@ -16,23 +16,20 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from cellmd.errors import BackendError, BusyError, CellmdError
-from cellmd.processors.features import MediaSpan, Prompt
-from cellmd.processors.output import AnswerDecoder
-from cellmd.runtime.answering import Answering, Settings
 from cellmd.runtime.batch import Part, Sequence, SoftTokens
 from cellmd.runtime.fair_queue import FairQueue
 from cellmd.runtime.generate import Runner
+from cellmd.runtime.job import Counts, Deliver, Job, Request
 from cellmd.runtime.logits import Logits
 from cellmd.runtime.result import Piece, Timings
-from cellmd.runtime.reuse import LEAST_KEPT, EncodedMedia, Slot, choose_slot, common, identity
-from cellmd.runtime.sampler import Sampler
-from cellmd.runtime.saved import Loaded, Saved
+from cellmd.runtime.reuse import LEAST_KEPT, EncodedMedia, Slot, choose_slot, common
+from cellmd.runtime.saved import Saved
 
 _STEP_SECONDS = 0.25
 """How long the prompts of a step may delay the answers beside them, about."""
@@ -47,87 +44,6 @@ _LOADING_SECONDS = 0.02
 """How long new requests may go unnoticed while nothing is done but reading from disk."""
 
 _log = logging.getLogger(__name__)
-
-Deliver = Callable[[Piece | CellmdError], None]
-"""Takes each piece of an answer as it comes, or the error that ended it; called on the scheduler's thread, so it must
-return at once."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One answer to be made. sampler and answer belong to it alone. client: waiting requests take turns by it."""
-
-    prompt: Prompt
-    sampler: Sampler
-    answer: AnswerDecoder
-    settings: Settings
-    client: str = ""
-
-
-@dataclass
-class Counts:
-    """What has been done so far, and what is going on now (waiting, running)."""
-
-    requests: int = 0
-    finished: int = 0
-    cancelled: int = 0
-    failed: int = 0
-    refused: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    steps: int = 0
-    rows: int = 0
-    waiting: int = 0
-    running: int = 0
-    first_token_seconds: float = 0.0
-
-
-class Job:
-    """A request that was taken in. `cancel` ends it within a step; nothing is delivered after that."""
-
-    def __init__(self, request: Request, deliver: Deliver, wake: Callable[[], None]) -> None:
-        self.request = request
-        self.cancelled = False
-        self._deliver = deliver
-        self._wake = wake
-        prompt = request.prompt
-        self.keys, self.digests = identity(prompt)
-        self.answering = Answering(request.sampler, request.answer, request.settings)
-        self.sequence = Sequence(0, [])
-        self.leader: Job | None = None  # whose slot the first positions will be copied from
-        self.loading: tuple[str, Future[Loaded | None]] | None = None  # from disk, into its slot
-        self.n_shared = 0  # positions that will be there once the leader is read so far, or all is loaded
-        self.to_encode: list[tuple[MediaSpan, bytes]] = []
-        self.n_cached = 0
-        self.encoder_ms: dict[str, float] = {}
-        self.asked = time.perf_counter()
-        self.began = self.answered = 0.0
-
-    def cancel(self) -> None:
-        self.cancelled = True
-        self._wake()
-
-    def deliver(self, what: Piece | CellmdError) -> None:
-        if not self.cancelled:
-            self._deliver(what)
-
-    def start_at(self, n_kept: int) -> None:
-        """The first n_kept positions are in the job's slot; the rest is to be run."""
-        prompt = self.request.prompt
-        self.leader = self.loading = None
-        self.sequence.n_done = self.n_cached = n_kept
-        spans = zip(prompt.media, self.digests, strict=True)
-        self.to_encode = [(span, d) for span, d in spans if span.start + span.features.n_soft_tokens > n_kept]
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether it waits for its beginning."""
-        return self.leader is not None or self.loading is not None
-
-    @property
-    def n_prompt_left(self) -> int:
-        return 0 if self.answering.n_tokens else self.sequence.n_pending
 
 
 @dataclass

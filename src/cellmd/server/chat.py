@@ -16,8 +16,8 @@ from cellmd.processors.call_stream import arguments_json
 from cellmd.processors.features import MediaKind
 from cellmd.processors.tokenizer import Tokenizer
 from cellmd.processors.tool_calls import CallDelta, ToolCall
+from cellmd.runtime.job import Request
 from cellmd.runtime.result import Piece, TokenScore, Usage
-from cellmd.runtime.scheduler import Request
 from cellmd.server.engine import Answers, Engine
 from cellmd.server.errors import ApiError
 from cellmd.server.events import DONE, event, event_stream

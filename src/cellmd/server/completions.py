@@ -13,8 +13,8 @@ from starlette.responses import JSONResponse, Response
 
 from cellmd.processors.features import Prompt
 from cellmd.processors.tokenizer import Tokenizer
+from cellmd.runtime.job import Request
 from cellmd.runtime.result import Piece, TokenScore
-from cellmd.runtime.scheduler import Request
 from cellmd.server.chat import client_of, finish_reason, usage
 from cellmd.server.engine import Answers, Engine
 from cellmd.server.errors import ApiError

@@ -15,8 +15,9 @@ from starlette.requests import Request as HttpRequest
 from cellmd.api import Model
 from cellmd.errors import CellmdError, ContextLengthError
 from cellmd.processors.features import Prompt
+from cellmd.runtime.job import Job, Request
 from cellmd.runtime.result import Piece
-from cellmd.runtime.scheduler import Job, Request, Scheduler
+from cellmd.runtime.scheduler import Scheduler
 from cellmd.server.conversations import Conversations
 from cellmd.server.errors import ApiError
 from cellmd.server.fetch import Fetcher, Wanted

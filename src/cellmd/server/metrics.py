@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from dataclasses import fields
 
-from cellmd.runtime.scheduler import Counts
+from cellmd.runtime.job import Counts
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

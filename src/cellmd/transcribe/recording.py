@@ -15,8 +15,9 @@ from cellmd.api import Model
 from cellmd.errors import BusyError, CellmdError, UnsupportedModelError
 from cellmd.processors.decode_audio import decode_audio
 from cellmd.processors.sources import MediaLimits
+from cellmd.runtime.job import Job
 from cellmd.runtime.result import Piece
-from cellmd.runtime.scheduler import Job, Scheduler
+from cellmd.runtime.scheduler import Scheduler
 from cellmd.transcribe.formats import Segment
 from cellmd.transcribe.pauses import RATE_HZ, Span
 
