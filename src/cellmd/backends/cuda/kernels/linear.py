@@ -212,7 +212,8 @@ def _one_row(
         column = piece[:, None] * 128 + j * W + i[None, :]
         x_j = _closed(x, y, y_weight, column, y_factor, scale, K, RESIDUAL)
         if RESIDUAL:
-            tl.store(x_out + column, x_j, mask=(column < K) & (index == 0))
+            if index == 0:  # one program for all
+                tl.store(x_out + column, x_j, mask=column < K)
         if NORM:
             squares += x_j * x_j
             x_j *= tl.load(norm_weight + column, mask=column < K, other=0.0)
