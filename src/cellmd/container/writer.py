@@ -41,6 +41,10 @@ from cellmd.quant.tensor import TILE_ROWS
 _COMPRESSION_LEVEL = 6
 _READ_BACK_BYTES = 4 << 20
 
+_LOOKED_UP_BYTES = 16 << 10
+"""What is looked up is written in pieces of so many bytes. The system's cache keeps them as such, and brings a whole
+one into a process's memory when a row of it is read."""
+
 _QUALITY_BYTES_PER_TENSOR = 96
 """Room kept in the header for the figures of one quantised tensor, besides its name."""
 
@@ -114,7 +118,7 @@ class ContainerWriter:
                 os.ftruncate(self._file, self._n_bytes)
                 self._pieces = LargePieces(self._file, self._n_bytes)
                 for name, stored in stored_assets.items():
-                    self._write(self._blobs["asset", name], 0, memoryview(stored))
+                    self._blobs["asset", name].write(self._file, 0, memoryview(stored), len(stored))
         except BaseException:
             self.discard()
             raise
@@ -139,15 +143,17 @@ class ContainerWriter:
             content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
             with self._explained():
                 try:
-                    self._write(blob, getattr(before, part), content)
+                    start, at_once = getattr(before, part), _LOOKED_UP_BYTES
+                    if tensor.coding.layout == "tile16":  # of the others a row is read here and there
+                        self._make_pieces(blob.offset + start, len(content))
+                        at_once = len(content)
+                    blob.write(self._descriptor, start, content, at_once)
                 except ValueError as error:
                     raise ArgumentError(f"{part} of tensor {name!r}, row {first_row}: {error}") from None
 
-    def _write(self, blob: _Blob, start: int, content: memoryview) -> None:
-        descriptor = self._descriptor
+    def _make_pieces(self, start: int, n_bytes: int) -> None:
         if self._pieces is not None:
-            self._pieces.make(blob.offset + start, blob.offset + start + len(content))
-        blob.write(descriptor, start, content)
+            self._pieces.make(start, start + n_bytes)
 
     def _matched(self, tensor: TensorDeclaration, block: EncodedBlock) -> list[tuple[str, _Blob, np.ndarray]]:
         """The block's arrays beside the blobs they belong to."""
@@ -173,7 +179,7 @@ class ContainerWriter:
             raise ArgumentError(f"quality does not fit: the header takes {len(text)} bytes, {room} were kept for it")
         prefix = MAGIC + struct.pack("<BI", VERSION, room)
         with self._explained():
-            _write_fully(self._descriptor, 0, memoryview(prefix + text.ljust(room)))
+            _write_fully(self._descriptor, 0, memoryview(prefix + text.ljust(room)), room + len(prefix))
             os.fsync(self._descriptor)
             self._close()
             os.replace(self._temporary, self.path)
@@ -294,8 +300,8 @@ class _Blob:
         sha256 = self._digest.hexdigest() if self.complete else NO_DIGEST
         return {"offset": self.offset, "nbytes": self.n_bytes, "sha256": sha256}
 
-    def write(self, file: int, start: int, content: memoryview) -> None:
-        """Raises ValueError if the content leaves the blob or meets what was written before."""
+    def write(self, file: int, start: int, content: memoryview, at_once: int) -> None:
+        """In writes of at most so many bytes. Raises ValueError if they leave the blob or meet what was there."""
         end = start + len(content)
         with self._lock:
             if end > self.n_bytes:
@@ -304,7 +310,7 @@ class _Blob:
             if start < self._digested or meets:
                 raise ValueError(f"bytes {start} to {end} meet bytes written before")
             self._claimed[start] = end
-        _write_fully(file, self.offset + start, content)
+        _write_fully(file, self.offset + start, content, at_once)
         with self._lock:
             self._written[start] = end
             if start == self._digested:
@@ -330,9 +336,9 @@ def _compressed(name: str, content: bytes) -> tuple[str, bytes]:
     return ("zlib", smaller) if len(smaller) < len(content) else ("none", content)
 
 
-def _write_fully(file: int, offset: int, content: memoryview) -> None:
+def _write_fully(file: int, offset: int, content: memoryview, at_once: int) -> None:
     while content:
-        n_written = os.pwrite(file, content, offset)
+        n_written = os.pwrite(file, content[:at_once], offset)
         content, offset = content[n_written:], offset + n_written
 
 

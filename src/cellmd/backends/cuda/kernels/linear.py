@@ -211,7 +211,7 @@ def _one_row(
     for j in tl.static_range(128 // W):
         column = piece[:, None] * 128 + j * W + i[None, :]
         x_j = _closed(x, y, y_weight, column, y_factor, scale, K, RESIDUAL)
-        if RESIDUAL:
+        if RESIDUAL:  # noqa: SIM102 - one is known when it is compiled
             if index == 0:  # one program for all
                 tl.store(x_out + column, x_j, mask=column < K)
         if NORM:
