@@ -7,6 +7,10 @@
 
 #if defined(CELLMD_X86)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 #if defined(CELLMD_ARM64) && defined(__linux__)
 #include <sys/auxv.h>
@@ -24,6 +28,18 @@ bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_support
 bool has_avx512vnni() {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+}
+// Tiles are 8 kB of a thread's state: a process has to ask for them, for the threads that it starts from then on.
+bool has_amx() {
+#if defined(__linux__)
+    constexpr unsigned kTilesAndInt8 = 3u << 24;  // AMX-TILE, AMX-INT8: leaf 7, EDX
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    return has_avx512vnni() && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 &&
+           (edx & kTilesAndInt8) == kTilesAndInt8 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
 }
 #endif
 #if defined(CELLMD_ARM64)
@@ -43,11 +59,15 @@ std::vector<const KernelTable*> available_kernels() {
     std::vector<const KernelTable*> tables;
 #if defined(CELLMD_X86)
     __builtin_cpu_init();
+    if (has_amx()) tables.push_back(&amx_kernels);
     if (has_avx512vnni()) tables.push_back(&avx512vnni_kernels);
     if (has_avx2()) tables.push_back(&avx2_kernels);
 #endif
 #if defined(CELLMD_ARM64)
     if (has_dotprod()) tables.push_back(&neon_dotprod_kernels);
+#endif
+#if defined(CELLMD_PLAIN_TILES)
+    tables.push_back(&plain_tiles_kernels);
 #endif
     tables.push_back(&scalar_kernels);
     return tables;

@@ -18,8 +18,7 @@ enum class CacheType : uint8_t { Half, Float, Int8 };
 constexpr int kTileRows = 16;
 constexpr int kRowChunkBytes = 64;  // a step of a kernel on weights in row layout
 constexpr int kKeyBlock = 64;       // keys of a block of attention; blocks begin at multiples of it in a sequence
-constexpr int kTilesOfScratch = 16; // tiles whose scales a product may expand at a time
-constexpr int kMaxTokenBlock = 8;
+constexpr int kTilesOfScratch = 16; // tiles that a product may have at work at a time
 constexpr int kMaxQueryRows = 8;
 constexpr int kMaxMerged = 64;
 constexpr int kMaxCandidates = 16;  // scales that are tried for a group
@@ -27,7 +26,8 @@ constexpr int kLargestBlock = 64;   // numbers of which the largest is looked fo
 
 // Activations as int8: x ~ code * scale with one scale for each row and each group of columns, codes in -127..127.
 // Rows come in blocks of KernelTable::token_block (the last one may be smaller), each block apart:
-//   codes  [ceil(k / 4)][rows][4]   zeros beyond k, up to a multiple of 8 columns
+//   codes  [ceil(k / 4)][rows][4]   or [ceil(k / 64)][rows][64], as the table's products want them; zeros beyond k, up to a
+//                                   multiple of KernelTable::code_columns
 //   scales [groups][rows]
 //   sums   [groups][rows]           sums of the codes
 struct QuantiseArgs {
@@ -171,13 +171,16 @@ struct EncodeSums {
 
 struct KernelTable {
     const char* name;
-    int token_block;  // rows of a block of quantised activations
+    int token_block;   // rows of a block of quantised activations
+    int code_columns;  // their codes are padded to a multiple of so many columns
     int query_rows;
 
     // ---- products (kernels/quantise.inl, gemm_tile16.inl, gemm_row.inl, gemm_float.inl) ----
     void (*quantise)(const QuantiseArgs&);
     void (*quantise_lanes)(const QuantiseLanesArgs&);
-    // Tiles begin..end-1 of 16 rows; scratch holds kTilesOfScratch * 16 * groups floats, 64-byte aligned.
+    // Floats of scratch that products with a matrix, or two of its shape, need; 64-byte aligned.
+    size_t (*gemm_scratch)(const IntMatrix&);
+    // Tiles begin..end-1 of 16 rows.
     void (*gemm_int4)(const IntMatrix&, const IntProduct&, int begin, int end, float* scratch);
     void (*gemm_int8)(const IntMatrix&, const IntProduct&, int begin, int end, float* scratch);
     // gelu(gate) * up of two matrices of one shape; out as `gemm_int4` for n columns.

@@ -68,13 +68,13 @@ class Inputs {
 
    private:
     Prepared room_for(const Form& form) {
-        const int64_t rows = x_.size(0), k = x_.size(1);
+        const int64_t rows = x_.size(0), k = x_.size(1), columns = context_.kernels.code_columns;
         const auto align = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
         Prepared p{.form = form, .memory = {}, .code_stride = 0, .scale_stride = 0, .codes = nullptr, .scales = nullptr,
                    .sums = nullptr, .floats = nullptr};
         switch (form.kind) {
             case Form::Kind::Tiled:
-                p.code_stride = (k + 7) / 8 * 8;
+                p.code_stride = (k + columns - 1) / columns * columns;
                 p.scale_stride = (k + form.group - 1) / form.group;
                 break;
             case Form::Kind::Int4Rows:
@@ -147,9 +147,7 @@ IntProduct product_of(const Prepared& p, int rows, const Tensor& out) {
             .out_stride = static_cast<size_t>(out.row_stride())};
 }
 
-float* scratch_of(const Matrix& m) {
-    return scratch(static_cast<size_t>(kTilesOfScratch * kTileRows) * static_cast<size_t>(m.integers().groups));
-}
+float* scratch_of(const KernelTable& kernels, const Matrix& m) { return scratch(kernels.gemm_scratch(m.integers())); }
 
 // Rows 16 begin..16 end of m (fewer at its end).
 void multiply(const KernelTable& kernels, const Matrix& m, const Tensor& x, const Prepared& p, const Tensor& out, int begin,
@@ -165,7 +163,7 @@ void multiply(const KernelTable& kernels, const Matrix& m, const Tensor& x, cons
         return;
     }
     const IntProduct product = product_of(p, rows, out);
-    float* const room = m.tiled() ? scratch_of(m) : nullptr;
+    float* const room = m.tiled() ? scratch_of(kernels, m) : nullptr;
     switch (m.kind()) {
         case Matrix::Kind::Int4Tiled: return kernels.gemm_int4(m.integers(), product, begin, end, room);
         case Matrix::Kind::Int8Tiled: return kernels.gemm_int8(m.integers(), product, begin, end, room);
@@ -241,7 +239,7 @@ Tensor gated_linear(Context& context, const Tensor& x, std::optional<Norm> norm,
     const IntProduct product = product_of(prepared, static_cast<int>(x.size(0)), out);
     context.parallel(x.size(0) ? tiles_of(gate) : 0, unit_cost(x, gate), [&](int64_t begin, int64_t end, int) {
         context.kernels.gemm_int4_geglu(gate.integers(), up.integers(), product, static_cast<int>(begin),
-                                        static_cast<int>(end), scratch_of(gate));
+                                        static_cast<int>(end), scratch_of(context.kernels, gate));
     }, x.size(0) > 1 ? kTilesOfScratch / 2 : 1);
     return out;
 }

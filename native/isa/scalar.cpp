@@ -5,6 +5,7 @@ namespace cellmd {
 namespace {
 #include "../kernels/prelude.inl"
 #include "vec_scalar.inl"
+#include "../kernels/blocks_vector.inl"
 #include "../kernels/table.inl"
 }  // namespace
 

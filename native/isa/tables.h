@@ -9,9 +9,14 @@ extern const KernelTable scalar_kernels;
 #if defined(CELLMD_X86)
 extern const KernelTable avx2_kernels;
 extern const KernelTable avx512vnni_kernels;
+extern const KernelTable amx_kernels;
 #endif
 #if defined(CELLMD_ARM64)
 extern const KernelTable neon_dotprod_kernels;
+#endif
+
+#if defined(CELLMD_PLAIN_TILES)
+extern const KernelTable plain_tiles_kernels;
 #endif
 
 }  // namespace cellmd

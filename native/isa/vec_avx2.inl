@@ -4,8 +4,8 @@ struct Vf { __m256 a, b; };
 struct Vi { __m256i a, b; };
 struct Codes { __m256i a, b; };
 
-constexpr int kTokenBlock = 4;
-constexpr int kTileBlock = 1;
+constexpr int kRegisterTokens = 4;
+constexpr int kRegisterTiles = 1;
 constexpr int kInt8Offset = 0;
 
 CELLMD_INLINE Vf vset(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }

@@ -4,8 +4,8 @@ struct Vf { __m512 v; };
 struct Vi { __m512i v; };
 struct Codes { __m512i v; };
 
-constexpr int kTokenBlock = 8;
-constexpr int kTileBlock = 2;
+constexpr int kRegisterTokens = 8;
+constexpr int kRegisterTiles = 2;
 constexpr int kInt8Offset = 128;
 
 CELLMD_INLINE Vf vzero() { return {_mm512_setzero_ps()}; }

@@ -5,8 +5,8 @@ struct Vf { float32x4_t v[4]; };
 struct Vi { int32x4_t v[4]; };
 struct Codes { int8x16_t v[4]; };
 
-constexpr int kTokenBlock = 4;
-constexpr int kTileBlock = 1;
+constexpr int kRegisterTokens = 4;
+constexpr int kRegisterTiles = 1;
 constexpr int kInt8Offset = 0;
 
 #define CELLMD_QUARTERS(type, expression)                \

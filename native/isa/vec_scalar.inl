@@ -7,9 +7,9 @@ struct Vi { int32_t v[16]; };
 // Weights of 16 rows x 4 columns (or of one row x 64 columns), 4 bytes a lane, as dot4 and dot_lanes take them.
 struct Codes { int8_t v[64]; };
 
-// A multiplication kernel holds kTileBlock tiles of 16 rows x kTokenBlock tokens in registers.
-constexpr int kTokenBlock = 4;
-constexpr int kTileBlock = 1;
+// A multiplication kernel holds kRegisterTiles tiles of 16 rows x kRegisterTokens tokens in registers.
+constexpr int kRegisterTokens = 4;
+constexpr int kRegisterTiles = 1;
 // What codes_of_int8 adds to a weight; kernels subtract it again by way of the sum of the activations.
 constexpr int kInt8Offset = 0;
 

@@ -1,104 +1,8 @@
 // Products with int4 and int8 weights in tile16 layout.
 //
-// A tile's 16 rows are the lanes of a vector: 64 bytes of weights hold 4 (int8) or 2 x 4 (int4) columns of each row, and
-// are multiplied by 4 activations broadcast to every lane. Sums within a group of columns are exact integers; per group
-// they are scaled and added to a float32 sum, groups in ascending order. So an output's bits do not depend on how many
-// tokens or tiles are computed together.
-
-// Bytes that a stream of weights is fetched ahead of its use when every weight is used once. Measured: with more, several
-// threads get in each other's way; with less, a single one waits.
-constexpr int kPrefetchBytes = 5120;
-
-template <bool kInt4>
-struct Tile16 {
-    static constexpr int kStepColumns = kInt4 ? 8 : 4;  // columns in 64 bytes of a tile
-    static constexpr int kOffset = kInt4 ? 8 : kInt8Offset;
-};
-
-// One step of one tile: the codes of 64 bytes, and their sum with the activations of `kTokens` tokens.
-template <bool kInt4>
-struct StepCodes {
-    Codes low, high;
-    CELLMD_INLINE explicit StepCodes(const uint8_t* from) {
-        if constexpr (kInt4)
-            codes_of_int4(from, low, high);
-        else
-            low = codes_of_int8(from);
-    }
-    template <int kTokens>
-    CELLMD_INLINE Vi dot(Vi sum, const int8_t* activations, int token) const {
-        const int8_t* first = activations + 4 * token;
-        if constexpr (kInt4)
-            return dot8_int4(sum, low, high, first, first + 4 * kTokens);
-        else
-            return dot4(sum, low, first);
-    }
-};
-
-// out[token][tile][16] of kTokens tokens and kTiles tiles. scales [tile][groups][16].
-template <int kTokens, int kTiles, bool kInt4>
-static void tile_product(const uint8_t* const (&weights)[kTiles], const float* scales, int k, int group,
-                         const int8_t* activations, const float* token_scales, const int32_t* token_sums, float* out) {
-    using Tile = Tile16<kInt4>;
-    const int steps = ceil_div(k, Tile::kStepColumns), group_steps = group / Tile::kStepColumns;
-    const int groups = ceil_div(k, group);
-    const uint8_t* from[kTiles];
-    repeat<kTiles>([&](auto i) CELLMD_ALWAYS { from[i] = weights[i]; });
-    repeat<kTokens * kTiles>([&](auto i) CELLMD_ALWAYS { vstore(out + 16 * i, vzero()); });
-    for (int g = 0; g < groups; g++) {
-        Vi sums[kTokens][kTiles];
-        repeat<kTokens>([&](auto t) CELLMD_ALWAYS {
-            const Vi start = viset(-Tile::kOffset * token_sums[g * kTokens + t]);
-            repeat<kTiles>([&](auto i) CELLMD_ALWAYS { sums[t][i] = start; });
-        });
-        const int end = lesser(steps, (g + 1) * group_steps);
-        for (int step = g * group_steps; step < end; step++) {
-            const auto multiply = [&](const auto&... codes) CELLMD_ALWAYS {
-                repeat<kTokens>([&](auto t) CELLMD_ALWAYS {
-                    int i = 0;
-                    ((sums[t][i] = codes.template dot<kTokens>(sums[t][i], activations, t), i++), ...);
-                });
-            };
-            if constexpr (kTokens <= 2) repeat<kTiles>([&](auto i) CELLMD_ALWAYS { prefetch(from[i] + kPrefetchBytes); });
-            if constexpr (kTiles == 2)
-                multiply(StepCodes<kInt4>(from[0]), StepCodes<kInt4>(from[1]));
-            else
-                multiply(StepCodes<kInt4>(from[0]));
-            repeat<kTiles>([&](auto i) CELLMD_ALWAYS { from[i] += 64; });
-            activations += Tile::kStepColumns * kTokens;
-        }
-        Vf row_scales[kTiles];
-        repeat<kTiles>([&](auto i) CELLMD_ALWAYS { row_scales[i] = vload(scales + (i * groups + g) * 16); });
-        repeat<kTokens>([&](auto t) CELLMD_ALWAYS {
-            const Vf token_scale = vset(token_scales[g * kTokens + t]);
-            repeat<kTiles>([&](auto i) CELLMD_ALWAYS {
-                float* to = out + (t * kTiles + i) * 16;
-                vstore(to, vfma(vfloat(sums[t][i]), token_scale * row_scales[i], vload(to)));
-            });
-        });
-    }
-}
-
-template <int kTiles, bool kInt4>
-static void tile_product_of(int tokens, const uint8_t* const (&weights)[kTiles], const float* scales, int k, int group,
-                            const int8_t* codes, const float* token_scales, const int32_t* token_sums, float* out) {
-#define CELLMD_CASE(n)                                                                                              \
-    case n:                                                                                                         \
-        if constexpr (n <= kTokenBlock)                                                                             \
-            tile_product<n, kTiles, kInt4>(weights, scales, k, group, codes, token_scales, token_sums, out);        \
-        break
-    switch (tokens) {
-        CELLMD_CASE(1);
-        CELLMD_CASE(2);
-        CELLMD_CASE(3);
-        CELLMD_CASE(4);
-        CELLMD_CASE(5);
-        CELLMD_CASE(6);
-        CELLMD_CASE(7);
-        CELLMD_CASE(8);
-    }
-#undef CELLMD_CASE
-}
+// Sums within a group of columns are exact integers; per group they are scaled and added to a float32 sum, groups in
+// ascending order. So an output's bits do not depend on how many tokens or tiles are computed together, nor on what
+// multiplies them, vectors or a processor's own tiles.
 
 // body(load), where load(i) gives 16 stored scales as float32, beginning at the i-th. Factored scales are given without
 // the factors of their rows.
@@ -139,7 +43,7 @@ CELLMD_INLINE void vector_product(const IntMatrix& m, const IntProduct& p, int b
     const size_t scale_step = m.scale_groups == 1 ? 0 : 16;
     with_scales(m, [&](const auto& load) CELLMD_ALWAYS {
         for (int tile = begin; tile < end; tile++) {
-            const uint8_t* from = m.codes + static_cast<size_t>(tile) * 64 * steps;
+            const uint8_t* from = tile_of<kInt4>(m, tile);
             const int8_t* x = p.codes;
             size_t scales = static_cast<size_t>(tile) * m.scale_groups * 16;
             const Vf factors = m.row_factors ? vload(m.row_factors + 16 * tile) : vset(1.0f);
@@ -169,25 +73,55 @@ CELLMD_INLINE void vector_product(const IntMatrix& m, const IntProduct& p, int b
 // Activations of all tokens that fit the second-level cache stay there while tiles come and go. Beyond that it is the
 // tiles that stay, some of them, while the activations pass.
 constexpr size_t kActivationBytes = 768 << 10, kWeightBytes = 384 << 10;
-CELLMD_INLINE int tiles_at_once(const IntMatrix& m, int rows, size_t tile_bytes) {
-    if (static_cast<size_t>(rows) * m.k <= kActivationBytes) return kTileBlock;
+CELLMD_INLINE int most_tiles(size_t tile_bytes) {
     return clip(static_cast<int>(kWeightBytes / tile_bytes) / kTileBlock * kTileBlock, kTileBlock, kTilesOfScratch);
 }
+CELLMD_INLINE int tiles_at_once(const IntMatrix& m, int rows, size_t tile_bytes) {
+    return static_cast<size_t>(rows) * m.k <= kActivationBytes ? kTileBlock : most_tiles(tile_bytes);
+}
 
-// kTiles tiles beginning at `tile`, whose scales are expanded, for the block of tokens that begins at `first`.
+// Tiles while tokens pass: weights as tile_product_of takes them, scales expanded.
+class AtWork {
+   public:
+    AtWork(const IntMatrix& m, float* scratch) : scales_size_(16 * m.groups), scales_(scratch) {}
+    template <bool kInt4>
+    void take(int i, const IntMatrix& m, int tile) {
+        auto* const room = reinterpret_cast<uint8_t*>(scales_ + kTilesOfScratch * scales_size_);
+        weights_[i] = weights_of<kInt4>(m, tile, room + i * weight_bytes<kInt4>(m.k));
+        expand_scales(m, tile, scales_ + i * scales_size_);
+    }
+    const uint8_t* const* weights(int i) const { return weights_ + i; }
+    const float* scales(int i) const { return scales_ + i * scales_size_; }
+
+   private:
+    int scales_size_;
+    float* scales_;  // [tile][groups][16] for kTilesOfScratch tiles; then room for unpacked weights
+    const uint8_t* weights_[kTilesOfScratch];
+};
+
+static size_t gemm_scratch(const IntMatrix& m) {
+    const size_t scales = static_cast<size_t>(kTilesOfScratch * 16) * m.groups, bytes = weight_bytes<true>(m.k);
+    return scales + (kUnpacksWeights ? most_tiles(bytes) * bytes / sizeof(float) : 0);  // unpacked int4 is as large as int8
+}
+
+// Sums [token][tile][16] of the block of tokens that begins at `first`, for kTiles tiles beginning with the i-th at work.
 template <int kTiles, bool kInt4>
-CELLMD_INLINE void block_product(const IntMatrix& m, const IntProduct& p, int tile, size_t tile_bytes, const float* scales,
-                                 int first) {
-    const int tokens = lesser(kTokenBlock, p.rows - first), padded_k = 8 * ceil_div(m.k, 8);
-    const uint8_t* weights[kTiles];
-    for (int i = 0; i < kTiles; i++) weights[i] = m.codes + (tile + i) * tile_bytes;
+CELLMD_INLINE int block_sums(const IntMatrix& m, const IntProduct& p, const AtWork& tiles, int i, int first, float* sums) {
+    const int tokens = lesser(kTokenBlock, p.rows - first);
+    tile_product_of<kTiles, kInt4>(tokens, tiles.weights(i), tiles.scales(i), m.k, m.group,
+                                   p.codes + static_cast<size_t>(first) * padded_columns(m.k), p.scales + first * m.groups,
+                                   p.sums + first * m.groups, sums);
+    return tokens;
+}
+
+template <int kTiles, bool kInt4>
+CELLMD_INLINE void block_product(const IntMatrix& m, const IntProduct& p, const AtWork& tiles, int i, int tile, int first) {
     alignas(64) float sums[kTokenBlock * kTiles * 16];
-    tile_product_of<kTiles, kInt4>(tokens, weights, scales, m.k, m.group, p.codes + static_cast<size_t>(first) * padded_k,
-                                   p.scales + first * m.groups, p.sums + first * m.groups, sums);
+    const int tokens = block_sums<kTiles, kInt4>(m, p, tiles, i, first, sums);
     for (int t = 0; t < tokens; t++)
-        for (int i = 0; i < kTiles; i++) {
-            const int row = (tile + i) * 16, n = m.n - row;
-            const Vf y = finished(vload(sums + (t * kTiles + i) * 16), m, row, n);
+        for (int j = 0; j < kTiles; j++) {
+            const int row = (tile + j) * 16, n = m.n - row;
+            const Vf y = finished(vload(sums + (t * kTiles + j) * 16), m, row, n);
             store_lanes(p.out + (first + t) * p.out_stride + row, y, n);
         }
 }
@@ -201,43 +135,35 @@ static void gemm_tile16(const IntMatrix& m, const IntProduct& p, int begin, int 
         });
         return;
     }
-    const size_t tile_bytes = static_cast<size_t>(64) * ceil_div(m.k, Tile16<kInt4>::kStepColumns);
-    const int at_once = tiles_at_once(m, p.rows, tile_bytes), tile_scales = 16 * m.groups;
+    AtWork tiles(m, scratch);
+    BlockUnit unit(m.group);
+    const int at_once = tiles_at_once(m, p.rows, weight_bytes<kInt4>(m.k));
     for (int from = begin; from < end; from += at_once) {
         const int to = lesser(end, from + at_once);
-        for (int tile = from; tile < to; tile++) expand_scales(m, tile, scratch + (tile - from) * tile_scales);
+        for (int tile = from; tile < to; tile++) tiles.take<kInt4>(tile - from, m, tile);
         for (int first = 0; first < p.rows; first += kTokenBlock) {
+            unit.expect(lesser(kTokenBlock, p.rows - first));
             int tile = from;
             if constexpr (kTileBlock == 2)
-                for (; tile + 1 < to; tile += 2)
-                    block_product<2, kInt4>(m, p, tile, tile_bytes, scratch + (tile - from) * tile_scales, first);
-            for (; tile < to; tile++)
-                block_product<1, kInt4>(m, p, tile, tile_bytes, scratch + (tile - from) * tile_scales, first);
+                for (; tile + 1 < to; tile += 2) block_product<2, kInt4>(m, p, tiles, tile - from, tile, first);
+            for (; tile < to; tile++) block_product<1, kInt4>(m, p, tiles, tile - from, tile, first);
         }
     }
 }
 
-// The product of both matrices for one tile and one block of tokens.
-static void geglu_block(const IntMatrix& gate, const IntMatrix& up, const IntProduct& p, int tile, const float* scales,
+// The product of both matrices for one tile, the i-th of `tiles` of the gate and the one after it, and one block of tokens.
+static void geglu_block(const IntMatrix& gate, const IntMatrix& up, const IntProduct& p, const AtWork& tiles, int i, int tile,
                         int first) {
-    const int tokens = lesser(kTokenBlock, p.rows - first), padded_k = 8 * ceil_div(gate.k, 8);
-    const size_t at = static_cast<size_t>(8) * padded_k * tile;
-    const uint8_t* const weights[2] = {gate.codes + at, up.codes + at};
-    const int8_t* codes = p.codes + static_cast<size_t>(first) * padded_k;
-    const float* token_scales = p.scales + first * gate.groups;
-    const int32_t* token_sums = p.sums + first * gate.groups;
     alignas(64) float sums[kTokenBlock * 2 * 16];
     int stride = 2, up_at = 1;  // in vectors: between tokens, from gate to up
-    if (kTileBlock == 2 && tokens > 1) {
-        tile_product_of<2, true>(tokens, weights, scales, gate.k, gate.group, codes, token_scales, token_sums, sums);
+    int tokens;
+    if (kTileBlock == 2 && p.rows - first > 1) {
+        tokens = block_sums<2, true>(gate, p, tiles, i, first, sums);
     } else {
         stride = 1;
         up_at = kTokenBlock;
-        for (int i = 0; i < 2; i++) {
-            const uint8_t* const one[1] = {weights[i]};
-            tile_product_of<1, true>(tokens, one, scales + i * gate.groups * 16, gate.k, gate.group, codes, token_scales,
-                                     token_sums, sums + i * up_at * 16);
-        }
+        block_sums<1, true>(gate, p, tiles, i, first, sums);
+        tokens = block_sums<1, true>(up, p, tiles, i + 1, first, sums + up_at * 16);
     }
     const int row = tile * 16, n = gate.n - row;
     for (int t = 0; t < tokens; t++) {
@@ -251,7 +177,7 @@ static void gemm_int4_geglu(const IntMatrix& gate, const IntMatrix& up, const In
                             float* scratch) {
     if (p.rows == 1) {
         // One matrix after the other: two streams in turns would each run dry. The second begins before the first ends.
-        const uint8_t* const second = up.codes + static_cast<size_t>(begin) * 64 * ceil_div(up.k, 8);
+        const uint8_t* const second = tile_of<true>(up, begin);
         for (int at = 0; at < kPrefetchBytes; at += 64) prefetch(second + at);
         gemm_tile16<true>(gate, p, begin, end, scratch);
         vector_product<true>(up, p, begin, end, [&](int tile, Vf y) CELLMD_ALWAYS {
@@ -261,16 +187,18 @@ static void gemm_int4_geglu(const IntMatrix& gate, const IntMatrix& up, const In
         });
         return;
     }
-    const size_t pair_bytes = static_cast<size_t>(16) * 8 * ceil_div(gate.k, 8);
-    const int at_once = greater(1, tiles_at_once(gate, p.rows, pair_bytes) / 2), pair_scales = 32 * gate.groups;
-    for (int from = begin; from < end; from += at_once) {
-        const int to = lesser(end, from + at_once);
+    AtWork tiles(gate, scratch);
+    BlockUnit unit(gate.group);
+    const int pairs = greater(1, tiles_at_once(gate, p.rows, 2 * weight_bytes<true>(gate.k)) / 2);
+    for (int from = begin; from < end; from += pairs) {
+        const int to = lesser(end, from + pairs);
         for (int tile = from; tile < to; tile++) {
-            expand_scales(gate, tile, scratch + (tile - from) * pair_scales);
-            expand_scales(up, tile, scratch + (tile - from) * pair_scales + pair_scales / 2);
+            tiles.take<true>(2 * (tile - from), gate, tile);
+            tiles.take<true>(2 * (tile - from) + 1, up, tile);
         }
-        for (int first = 0; first < p.rows; first += kTokenBlock)
-            for (int tile = from; tile < to; tile++)
-                geglu_block(gate, up, p, tile, scratch + (tile - from) * pair_scales, first);
+        for (int first = 0; first < p.rows; first += kTokenBlock) {
+            unit.expect(lesser(kTokenBlock, p.rows - first));
+            for (int tile = from; tile < to; tile++) geglu_block(gate, up, p, tiles, 2 * (tile - from), tile, first);
+        }
     }
 }

@@ -25,34 +25,39 @@ CELLMD_INLINE Step step_of(const float* x, int n, Vf low, Vf high) {
     return {top * (1.0f / 127.0f), 127.0f / top};
 }
 
-// The codes of n numbers of one row, and their sum. kRows is the stride of the codes' layout.
-template <int kRows>
-CELLMD_INLINE int32_t codes_of_group(const float* x, int n, Vf low, Vf high, float inverse, int8_t* out) {
+// Where a column, a multiple of 4, of a row of a block of rows lies among the block's codes.
+CELLMD_INLINE int8_t* place_of(int8_t* codes, int rows, int row, int column) {
+    return codes + (column / kColumnsTogether * rows + row) * kColumnsTogether + column % kColumnsTogether;
+}
+
+// The codes of n numbers of one row from column `begin` on, and their sum.
+CELLMD_INLINE int32_t codes_of_group(const float* x, int n, Vf low, Vf high, float inverse, int8_t* codes, int rows, int row,
+                                     int begin) {
     Vi sum = vizero();
-    for (int c = 0; c < n; c += 16, out += 16 * kRows) {
+    for (int c = 0; c < n; c += 16) {
         const Vf value = clipped(x + c, n - c, low, high);
         const Vi code = inverse > 0.0f ? vround(value * vset(inverse)) : vizero();
         sum = sum + code;
-        if (kRows == 1 && n - c >= 16) {
-            vstore_i8(out, code);
+        const bool in_a_piece = rows == 1 || (kColumnsTogether % 16 == 0 && begin % 16 == 0);
+        if (in_a_piece && n - c >= 16) {
+            vstore_i8(place_of(codes, rows, row, begin + c), code);
         } else {
             alignas(16) int8_t bytes[16];
             vstore_i8(bytes, code);
             const int quarters = 2 * ceil_div(lesser(16, n - c), 8);
-            for (int q = 0; q < quarters; q++) __builtin_memcpy(out + 4 * kRows * q, bytes + 4 * q, 4);
+            for (int q = 0; q < quarters; q++) __builtin_memcpy(place_of(codes, rows, row, begin + c + 4 * q), bytes + 4 * q, 4);
         }
     }
     return visum(sum);
 }
 
-template <int kRows>
-static void quantise_block(const QuantiseArgs& a) {
+CELLMD_INLINE void quantise_block(const QuantiseArgs& a, int rows) {
     const Vf low = vset(a.low), high = vset(a.high);
     const int groups = ceil_div(a.k, a.group);
     // A step takes long to come by and little to compute: those of several groups come together, before they are used.
     constexpr int kTogether = 16;
     Step steps[kTogether];
-    for (int row = 0; row < kRows; row++) {
+    for (int row = 0; row < rows; row++) {
         const float* x = a.x + row * a.row_stride;
         for (int first = 0; first < groups; first += kTogether) {
             const int last = lesser(groups, first + kTogether);
@@ -61,25 +66,18 @@ static void quantise_block(const QuantiseArgs& a) {
             for (int g = first; g < last; g++) {
                 const Step step = steps[g - first];
                 const int begin = g * a.group, n = lesser(a.group, a.k - begin);
-                a.scales[g * kRows + row] = step.scale;
-                a.sums[g * kRows + row] = codes_of_group<kRows>(x + begin, n, low, high, step.inverse,
-                                                                a.codes + begin * kRows + 4 * row);
+                a.scales[g * rows + row] = step.scale;
+                a.sums[g * rows + row] = codes_of_group(x + begin, n, low, high, step.inverse, a.codes, rows, row, begin);
             }
         }
+        for (int c = 8 * ceil_div(a.k, 8); c < padded_columns(a.k); c += 4)
+            __builtin_memset(place_of(a.codes, rows, row, c), 0, 4);
     }
 }
 
 static void quantise(const QuantiseArgs& a) {
-    switch (a.rows) {
-        case 1: return quantise_block<1>(a);
-        case 2: return quantise_block<2>(a);
-        case 3: return quantise_block<3>(a);
-        case 4: return quantise_block<4>(a);
-        case 5: return quantise_block<5>(a);
-        case 6: return quantise_block<6>(a);
-        case 7: return quantise_block<7>(a);
-        default: return quantise_block<8>(a);
-    }
+    if (a.rows == kTokenBlock) return quantise_block(a, kTokenBlock);  // most blocks: places are constants
+    quantise_block(a, a.rows);
 }
 
 static void quantise_lanes(const QuantiseLanesArgs& a) {

@@ -12,14 +12,16 @@
 #include "encode.inl"
 #include "yardsticks.inl"
 
-static_assert(kTokenBlock <= kMaxTokenBlock && kQueryRows <= kMaxQueryRows);
+static_assert(kQueryRows <= kMaxQueryRows);
 
 constexpr KernelTable table_named(const char* name) {
     return {.name = name,
             .token_block = kTokenBlock,
+            .code_columns = padded_columns(1),
             .query_rows = kQueryRows,
             .quantise = quantise,
             .quantise_lanes = quantise_lanes,
+            .gemm_scratch = gemm_scratch,
             .gemm_int4 = gemm_tile16<true>,
             .gemm_int8 = gemm_tile16<false>,
             .gemm_int4_geglu = gemm_int4_geglu,

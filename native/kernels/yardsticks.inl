@@ -14,20 +14,3 @@ static int32_t read(const uint8_t* bytes, size_t n) {
     }
     return visum((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
-
-// As a product's inner loop, but with everything in registers.
-static int64_t multiply(int64_t repetitions, int32_t* out) {
-    constexpr int kSums = kTokenBlock * kTileBlock;
-    alignas(64) uint8_t bytes[64] = {1, 2, 3};
-    alignas(16) int8_t activations[8] = {1, -1, 1, -1, 1, -1, 1, -1};
-    Codes low, high;
-    codes_of_int4(bytes, low, high);
-    Vi sums[kSums];
-    repeat<kSums>([&](auto i) CELLMD_ALWAYS { sums[i] = viset(i); });
-    for (int64_t n = 0; n < repetitions; n++)
-        repeat<kSums>([&](auto i) CELLMD_ALWAYS { sums[i] = dot8_int4(sums[i], low, high, activations, activations + 4); });
-    Vi total = vizero();
-    repeat<kSums>([&](auto i) CELLMD_ALWAYS { total = total + sums[i]; });
-    *out = visum(total);
-    return repetitions * kSums * 128;
-}
