@@ -11,6 +11,11 @@ struct ArgumentError : std::invalid_argument {
     using std::invalid_argument::invalid_argument;
 };
 
+// Becomes cellmd.errors.ContainerError: a file does not give what it did when it was opened.
+struct FileError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
 template <typename... Parts>
 void require(bool condition, const Parts&... parts) {
     if (condition) [[likely]]

@@ -95,7 +95,8 @@ struct FloatProduct {
 
 // Rows of a table that is only looked up.
 struct Lookup {
-    const uint8_t* data;
+    const uint8_t* data;  // from row `first` on; of a tiled table from row 0
+    int64_t first;
     const void* scales;
     const float* row_factors;
     ScaleType scale_type;

@@ -1,5 +1,8 @@
 #include "matrix.h"
 
+#include <unistd.h>
+
+#include <cerrno>
 #include <limits>
 #include <utility>
 
@@ -44,6 +47,10 @@ Matrix::Matrix(const StoredTensor& stored, std::optional<Clip> clip, std::vector
         bind_integers(stored);
     else
         bind_floats(stored);
+    if (stored.file) {
+        require(stored.layout == "row", "a table that is read from a file must lie in rows");
+        file_ = stored.file;
+    }
     const float* added = bias_ ? bias_->data() : nullptr;
     integers_.bias = floats_.bias = added;
     integers_.low = floats_.low = bounds.output_low;
@@ -58,12 +65,12 @@ void Matrix::bind_integers(const StoredTensor& stored) {
     require(group == 0 || (group >= 8 && group % 8 == 0 && group <= 1024), "groups of ", group,
             " columns; 0 or a multiple of 8 up to 1024 is needed");
     const int64_t padded_n = tiled ? ceil_div(n_, 16) * 16 : n_;
-    const int64_t row_bytes = tiled ? 4 * ceil_div(k_, int4 ? 8 : 4) : int4 ? ceil_div(k_, 2) : k_;
+    row_bytes_ = tiled ? 4 * ceil_div(k_, int4 ? 8 : 4) : int4 ? ceil_div(k_, 2) : k_;
     const int64_t scale_groups = group ? ceil_div(k_, group) : 1;
     const ScaleType type = scale_type_of(*stored.scale_dtype);
     const auto bytes = [](const auto& span) { return static_cast<int64_t>(span.size_bytes()); };
-    require(bytes(stored.data) == padded_n * row_bytes, "codes of ", bytes(stored.data), " bytes; ", n_, " x ", k_,
-            " needs ", padded_n * row_bytes);
+    require(bytes(stored.data) == padded_n * row_bytes_, "codes of ", bytes(stored.data), " bytes; ", n_, " x ", k_,
+            " needs ", padded_n * row_bytes_);
     require(bytes(stored.scales) == padded_n * scale_groups * scale_bytes(type), "scales of ", bytes(stored.scales),
             " bytes; ", n_, " x ", k_, " needs ", padded_n * scale_groups * scale_bytes(type));
     require(aligned(stored.scales.data(), static_cast<size_t>(scale_bytes(type))), "scales at an unaligned address");
@@ -83,6 +90,7 @@ void Matrix::bind_integers(const StoredTensor& stored) {
     integers_.groups = static_cast<int>(ceil_div(k_, integers_.group));
     integers_.scale_groups = static_cast<int>(scale_groups);
     lookup_ = {.data = integers_.codes,
+               .first = 0,
                .scales = integers_.scales,
                .row_factors = integers_.row_factors,
                .scale_type = type,
@@ -101,13 +109,15 @@ void Matrix::bind_floats(const StoredTensor& stored) {
     kind_ = Kind::Float;
     floats_.type = stored.dtype == "f32" ? FloatType::Float : stored.dtype == "f16" ? FloatType::Half : FloatType::BFloat;
     const int64_t size = floats_.type == FloatType::Float ? 4 : 2;
-    require(static_cast<int64_t>(stored.data.size()) == size * n_ * k_, "a tensor of ", stored.data.size(), " bytes; ", n_,
-            " x ", k_, " needs ", size * n_ * k_);
+    row_bytes_ = size * k_;
+    require(static_cast<int64_t>(stored.data.size()) == n_ * row_bytes_, "a tensor of ", stored.data.size(), " bytes; ", n_,
+            " x ", k_, " needs ", n_ * row_bytes_);
     require(aligned(stored.data.data(), static_cast<size_t>(size)), "a float tensor at an unaligned address");
     floats_.data = stored.data.data();
     floats_.n = n_;
     floats_.k = k_;
     lookup_ = {.data = reinterpret_cast<const uint8_t*>(stored.data.data()),
+               .first = 0,
                .scales = nullptr,
                .row_factors = nullptr,
                .scale_type = ScaleType::Float,
@@ -119,6 +129,21 @@ void Matrix::bind_floats(const StoredTensor& stored) {
                .scale_groups = 1};
 }
 
+int Matrix::read_row(int64_t row, uint8_t* room, Lookup& from) const {
+    for (int64_t done = 0; done < row_bytes_;) {
+        const ssize_t n = pread(file_->descriptor, room + done, static_cast<size_t>(row_bytes_ - done),
+                                static_cast<off_t>(file_->offset + row * row_bytes_ + done));
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return errno;
+        if (n == 0) return -1;
+        done += n;
+    }
+    from = lookup_;
+    from.data = room;
+    from.first = row;
+    return 0;
+}
+
 Matrix Matrix::rows(int64_t start, int64_t stop) const {
     require(0 <= start && start <= stop && stop <= n_, "rows ", start, "..", stop, " of a matrix with ", n_);
     require(start % kTileRows == 0 && (stop % kTileRows == 0 || stop == n_), "rows ", start, "..", stop,
@@ -126,19 +151,17 @@ Matrix Matrix::rows(int64_t start, int64_t stop) const {
     Matrix part = *this;
     part.n_ = static_cast<int>(stop - start);
     const float* bias = bias_ ? bias_->data() + start : nullptr;
+    if (file_) part.file_->offset += start * row_bytes_;
     if (kind_ == Kind::Float) {
-        const size_t size = floats_.type == FloatType::Float ? 4 : 2;
-        part.floats_.data = static_cast<const std::byte*>(floats_.data) + static_cast<size_t>(start) * k_ * size;
+        part.floats_.data = static_cast<const std::byte*>(floats_.data) + start * row_bytes_;
         part.floats_.n = part.n_;
         part.floats_.bias = bias;
         part.lookup_.data = static_cast<const uint8_t*>(part.floats_.data);
         return part;
     }
-    const bool int4 = kind_ == Kind::Int4Tiled || kind_ == Kind::Int4Rows;
-    const int64_t row_bytes = tiled() ? 4 * ceil_div(k_, int4 ? 8 : 4) : int4 ? ceil_div(k_, 2) : k_;
     IntMatrix& m = part.integers_;
-    m.codes += start * row_bytes;
-    part.code_bytes_ = static_cast<size_t>((stop - start) * row_bytes);
+    m.codes += start * row_bytes_;
+    part.code_bytes_ = static_cast<size_t>((stop - start) * row_bytes_);
     part.follower_ = std::make_shared<Follower>();
     m.scales = static_cast<const std::byte*>(m.scales) + start * m.scale_groups * scale_bytes(m.scale_type);
     if (m.row_factors) m.row_factors += start;

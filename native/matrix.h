@@ -16,7 +16,14 @@ namespace cellmd {
 ScaleType scale_type_of(std::string_view name);
 int64_t scale_bytes(ScaleType type);
 
-// A stored tensor as `quant/tensor.py` describes it. Bytes are read-only views that `owner` keeps alive.
+// A place in an open file.
+struct FileBytes {
+    int descriptor;
+    int64_t offset;
+};
+
+// A stored tensor as `quant/tensor.py` describes it. Bytes are read-only views that `owner` keeps alive, and
+// the file open.
 struct StoredTensor {
     int64_t n, k;  // all dimensions but the last, the last
     std::string_view dtype, layout;
@@ -24,6 +31,7 @@ struct StoredTensor {
     int64_t group_size;
     std::span<const std::byte> data, scales;
     std::span<const float> row_factors;
+    std::optional<FileBytes> file;  // where the data lies, for a table that is to be looked up by reading
     std::shared_ptr<const void> owner;
 };
 
@@ -52,6 +60,11 @@ class Matrix {
     const IntMatrix& integers() const { return integers_; }
     const FloatMatrix& floats() const { return floats_; }
     const Lookup& lookup() const { return lookup_; }
+    // Whether a row's codes are read before it is looked up: row_bytes() into `room`, of which `from` is then made. Fails
+    // with what errno says, or -1 where the file ends; else 0.
+    bool looked_up_by_reading() const { return file_.has_value(); }
+    size_t row_bytes() const { return static_cast<size_t>(row_bytes_); }
+    int read_row(int64_t row, uint8_t* room, Lookup& from) const;
     float input_low() const { return input_low_; }
     float input_high() const { return input_high_; }
     size_t code_bytes() const { return code_bytes_; }
@@ -69,6 +82,8 @@ class Matrix {
     IntMatrix integers_{};
     FloatMatrix floats_{};
     Lookup lookup_{};
+    int64_t row_bytes_ = 0;
+    std::optional<FileBytes> file_;
     float input_low_, input_high_;
     std::shared_ptr<const std::vector<float>> bias_;
     std::shared_ptr<const void> owner_;

@@ -35,14 +35,10 @@ void check_interrupt() {
 // The interpreter runs other threads while kernels of more than a few microseconds do.
 constexpr int64_t kWorthUnlocking = 1 << 15;
 template <typename Body>
-auto unlocked_if(bool worth, const Body& body) {
-    if (!worth) return body();
+auto unlocked_for(const Tensor& x, const Body& body) {
+    if (x.elements() <= kWorthUnlocking) return body();
     const nb::gil_scoped_release unlocked;
     return body();
-}
-template <typename Body>
-auto unlocked_for(const Tensor& x, const Body& body) {
-    return unlocked_if(x.elements() > kWorthUnlocking, body);
 }
 
 Tensor tensor_of(Context& context, const HostFloats& values) {
@@ -102,12 +98,13 @@ Matrix bind_matrix(int64_t n, int64_t k, std::string_view dtype, std::string_vie
                    std::optional<std::string_view> scale_dtype, int64_t group_size, const Bytes& data,
                    const std::optional<Bytes>& scales, const std::optional<HostFloats>& row_factors,
                    std::optional<std::tuple<float, float, float, float>> clip, const std::optional<HostFloats>& bias,
-                   nb::object owner) {
+                   std::optional<std::tuple<int, int64_t>> file, nb::object owner) {
     const auto bytes = [](const Bytes& array) { return std::as_bytes(std::span(array.data(), array.size())); };
     StoredTensor stored{.n = n, .k = k, .dtype = dtype, .layout = layout, .scale_dtype = scale_dtype, .group_size = group_size,
-                        .data = bytes(data), .scales = {}, .row_factors = {}, .owner = keep(std::move(owner))};
+                        .data = bytes(data), .scales = {}, .row_factors = {}, .file = {}, .owner = keep(std::move(owner))};
     if (scales) stored.scales = bytes(*scales);
     if (row_factors) stored.row_factors = {row_factors->data(), row_factors->size()};
+    if (file) stored.file = FileBytes{std::get<0>(*file), std::get<1>(*file)};
     std::optional<Clip> bounds;
     if (clip) bounds = Clip{std::get<0>(*clip), std::get<1>(*clip), std::get<2>(*clip), std::get<3>(*clip)};
     std::vector<float> added;
@@ -232,6 +229,20 @@ nb::tuple encode_matrix(const Weights& rows, std::string_view dtype, std::string
     return nb::make_tuple(sums.finite, sums.in_range, sums.largest, sums.max_abs, sums.error, sums.signal);
 }
 
+// An exception becomes that of cellmd.errors.
+template <typename Error>
+void translate(const char* name) {
+    nb::register_exception_translator(
+        [](const std::exception_ptr& error, void* type) {
+            try {
+                std::rethrow_exception(error);
+            } catch (const Error& e) {
+                PyErr_SetString(static_cast<PyObject*>(type), e.what());
+            }
+        },
+        nb::object(nb::module_::import_("cellmd.errors").attr(name)).release().ptr());
+}
+
 void bind_types(nb::module_& m) {
     nb::class_<Tensor>(m, "Tensor", "Activations or indices: float32 or int32, rows first.")
         .def_prop_ro("shape", &shape_of)
@@ -258,14 +269,14 @@ void bind_types(nb::module_& m) {
         .def("load", &load_slot, "slot"_a, "n"_a, "bytes"_a.noconvert(), "What `save` gave for as many positions.");
     m.def("bind_matrix", &bind_matrix, "n"_a, "k"_a, "dtype"_a, "layout"_a, "scale_dtype"_a.none(), "group_size"_a,
           "data"_a.noconvert(), "scales"_a.none().noconvert(), "row_factors"_a.none().noconvert(), "clip"_a.none(), "bias"_a.none(),
-          "owner"_a);
+          "file"_a.none(), "owner"_a);
 }
 
 void bind_rows(nb::class_<Context>& c) {
     c.def("embed",
           [](Context& self, const Matrix& table, const Tensor& ids, float scale, int64_t start, std::optional<int64_t> stop) {
-              return unlocked_if(ids.elements() > 8,
-                                 [&] { return embed(self, table, ids, scale, start, stop.value_or(table.k())); });
+              const nb::gil_scoped_release unlocked;  // a row may have to come from the disk
+              return embed(self, table, ids, scale, start, stop.value_or(table.k()));
           },
           "table"_a, "ids"_a, "scale"_a, "start"_a, "stop"_a.none());
     c.def("take_rows", &take_rows);
@@ -360,15 +371,8 @@ void bind_attention(nb::class_<Context>& c) {
 NB_MODULE(_native, m) {
     using namespace cellmd;
     m.doc() = "Native kernels of the backend 'cpu'.";
-    nb::register_exception_translator(
-        [](const std::exception_ptr& error, void* type) {
-            try {
-                std::rethrow_exception(error);
-            } catch (const ArgumentError& e) {
-                PyErr_SetString(static_cast<PyObject*>(type), e.what());
-            }
-        },
-        nb::object(nb::module_::import_("cellmd.errors").attr("ArgumentError")).release().ptr());
+    translate<ArgumentError>("ArgumentError");
+    translate<FileError>("ContainerError");
 
     bind_types(m);
     m.def("encode_matrix", &encode_matrix, "rows"_a.noconvert(), "dtype"_a, "layout"_a, "group_size"_a, "scale_dtype"_a,

@@ -1,4 +1,5 @@
 // Rows: look-ups, selections, norms, rotations.
+#include <atomic>
 #include <cmath>
 #include <cstring>
 
@@ -46,10 +47,21 @@ Tensor embed(Context& context, const Matrix& table, const Tensor& ids, float sca
     require(start % 16 == 0 && (stop % 16 == 0 || stop == table.k()), "columns ", start, "..", stop,
             ": rows are cut at multiples of 16");
     Tensor out(*context.memory, {ids.size(0), stop - start});
+    std::atomic<int> failure{0};
     context.parallel(ids.size(0), static_cast<double>(stop - start) / 4.0, [&](int64_t begin, int64_t end, int) {
-        for (int64_t i = begin; i < end; i++)
-            context.kernels.lookup(table.lookup(), ids.ints()[i], static_cast<int>(start), static_cast<int>(stop), scale, out.row(i));
+        for (int64_t i = begin; i < end; i++) {
+            const int64_t row = ids.ints()[i];
+            Lookup from = table.lookup();
+            if (table.looked_up_by_reading())
+                if (const int failed = table.read_row(row, reinterpret_cast<uint8_t*>(scratch(table.row_bytes() / 4 + 1)), from)) {
+                    failure = failed;
+                    return;
+                }
+            context.kernels.lookup(from, row, static_cast<int>(start), static_cast<int>(stop), scale, out.row(i));
+        }
     });
+    if (failure > 0) throw FileError(std::string("the model's file cannot be read: ") + std::strerror(failure));
+    if (failure < 0) throw FileError("the model's file has become shorter since it was opened; copy or convert it again");
     return out;
 }
 

@@ -11,14 +11,14 @@ CELLMD_INLINE float lookup_scale(const Lookup& a, int64_t row, int group) {
 CELLMD_INLINE void lookup_codes(const Lookup& a, int64_t row, int begin, int end, float scale, float factor, float* out) {
     const int n = end - begin;
     if (!a.tiled && a.bits == 4) {
-        const uint8_t* bytes = a.data + static_cast<size_t>(row) * ceil_div(a.k, 2) + begin / 2;
+        const uint8_t* bytes = a.data + static_cast<size_t>(row - a.first) * ceil_div(a.k, 2) + begin / 2;
         for (int i = 0; i < n / 2; i++) {
             out[2 * i] = static_cast<float>((bytes[i] & 15) - 8) * scale * factor;
             out[2 * i + 1] = static_cast<float>((bytes[i] >> 4) - 8) * scale * factor;
         }
         if (n % 2) out[n - 1] = static_cast<float>((bytes[n / 2] & 15) - 8) * scale * factor;
     } else if (!a.tiled) {
-        const int8_t* codes = reinterpret_cast<const int8_t*>(a.data) + static_cast<size_t>(row) * a.k + begin;
+        const int8_t* codes = reinterpret_cast<const int8_t*>(a.data) + static_cast<size_t>(row - a.first) * a.k + begin;
         for (int i = 0; i < n; i++) out[i] = static_cast<float>(codes[i]) * scale * factor;
     } else {
         const int columns = a.bits == 4 ? 8 : 4;
@@ -34,7 +34,7 @@ CELLMD_INLINE void lookup_codes(const Lookup& a, int64_t row, int begin, int end
 
 static void lookup(const Lookup& a, int64_t row, int start, int stop, float factor, float* out) {
     if (a.bits >= 16) {
-        const size_t at = static_cast<size_t>(row) * a.k;
+        const size_t at = static_cast<size_t>(row - a.first) * a.k;
         for (int c = start; c < stop; c++) out[c - start] = float_at(a.data, a.float_type, at + c) * factor;
         return;
     }

@@ -13,6 +13,7 @@ import pytest
 from cellmd.container import Container, pages
 from cellmd.container.writer import ContainerWriter, TensorDeclaration
 from cellmd.quant import Coding, encode_block
+from cellmd.quant.decode import decode
 
 MATRIX = "model.language_model.layers.0.mlp.down_proj.weight"
 TABLE = "model.language_model.embed_tokens_per_layer.weight"
@@ -37,16 +38,26 @@ def write(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def maps_of(path: Path) -> list[str]:
+    """What Linux tells of each range that the file is mapped at."""
+    maps = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
+    return [each for each in maps if str(path) in each]
+
+
 def flagged(path: Path, flag: str) -> list[tuple[int, int]]:
     """Ranges of the file whose maps have a flag of madvise."""
-    maps = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
     ranges = []
-    for each in maps:
-        if str(path) in each and re.search(rf"^VmFlags:.* {flag}\b", each, re.MULTILINE):
+    for each in maps_of(path):
+        if re.search(rf"^VmFlags:.* {flag}\b", each, re.MULTILINE):
             span, _, offset, *_ = each.split()
             start, stop = (int(end, 16) for end in span.split("-"))
             ranges.append((int(offset, 16), int(offset, 16) + stop - start))
     return ranges
+
+
+def resident_bytes(path: Path) -> int:
+    sizes = (re.search(r"^Rss: +(\d+) kB", each, re.MULTILINE) for each in maps_of(path))
+    return sum(1024 * int(size[1]) for size in sizes if size)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux how the file is mapped")
@@ -62,6 +73,25 @@ def test_what_every_step_reads_has_large_pages_and_nothing_else(tmp_path: Path) 
         assert last <= stop < last + mmap.PAGESIZE
         small = flagged(path, "nh")
         assert sum(stop - start for start, stop in [*small, (start, stop)]) >= path.stat().st_size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what is in memory")
+def test_making_tensors_touches_no_page(tmp_path: Path) -> None:
+    path = tmp_path / "f.cellmd"
+    codings = {**CODINGS, "norm": Coding("f16"), "scaled": Coding("i4", "tile16", 128, "f16")}
+    rows = np.random.default_rng(0).standard_normal((64, 256), dtype=np.float32)
+    declared = [TensorDeclaration(name, rows.shape, coding) for name, coding in codings.items()]
+    with ContainerWriter(path, tensors=declared, config={}) as writer:
+        for name, coding in codings.items():
+            writer.write(name, 0, encode_block(rows, coding))
+        writer.finish()
+    with Container.open(path) as container:
+        tensors = list(container.tensors.values())
+        assert len(tensors) == len(codings)
+        assert decode(container.tensors["norm"]).any()
+        assert resident_bytes(path) == 0
+        assert decode(container.tensors[MATRIX]).any()
+        assert resident_bytes(path) > 0
 
 
 @pytest.mark.parametrize("way", ["unknown", "refused"])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
+from cellmd.errors import ArgumentError, ContainerError
 from cellmd.quant.decode import decode
 from cellmd.quant.encode import encode
-from cellmd.quant.tensor import Coding
+from cellmd.quant.tensor import Coding, FilePlace, OpenFile
 from naive_ops import EPS, packed, rms_norm
 
 if TYPE_CHECKING:
@@ -146,6 +150,35 @@ def test_look_ups_are_exact(ops: CpuOps, coding: Coding, width: int) -> None:
     assert np.array_equal(ops.to_numpy(ops.embed(table, ops.ints(ids), 1.0, last)), values[ids, last:])
     upper = ops.rows_of(ops.matrix(stored), 16, 37)
     assert np.array_equal(ops.to_numpy(ops.embed(upper, ops.ints([0, 20]), 1.0)), values[[16, 36]])
+
+
+@pytest.mark.parametrize(
+    "coding", [Coding("i4", "row", 32, "i8"), Coding("i8", "row", 0, "f32"), Coding("f16")], ids=str
+)
+def test_a_table_in_a_file_is_looked_up_by_reading(ops: CpuOps, coding: Coding, tmp_path: Path) -> None:
+    stored = encode("t", normal(1, 300, 40), coding)
+    path, before = tmp_path / "f", 123
+    path.write_bytes(bytes(before) + stored.data.tobytes())
+    with path.open("rb") as file:
+        place = FilePlace(OpenFile(file.fileno()), before)
+    elsewhere = replace(stored, data=np.zeros_like(stored.data), place=place)  # what is not in the file is not read
+    table, ids = ops.table(elsewhere), [299, 0, 17, 17] * 20
+    assert np.array_equal(ops.to_numpy(ops.embed(table, ops.ints(ids), 1.0, 16)), decode(stored)[ids, 16:])
+    upper = ops.rows_of(table, 16, 300)
+    assert np.array_equal(ops.to_numpy(ops.embed(upper, ops.ints([0, 283]), 1.0)), decode(stored)[[16, 299]])
+
+    os.truncate(path, before + stored.data.nbytes // 2)
+    assert ops.to_numpy(ops.embed(table, ops.ints([3]), 1.0)).any()
+    with pytest.raises(ContainerError, match="shorter"):
+        ops.embed(table, ops.ints(ids), 1.0)
+
+
+def test_a_table_in_a_file_lies_in_rows(ops: CpuOps, tmp_path: Path) -> None:
+    (tmp_path / "f").touch()
+    with (tmp_path / "f").open("rb") as file:
+        place = FilePlace(OpenFile(file.fileno()), 0)
+    with pytest.raises(ArgumentError, match="rows"):
+        ops.table(replace(encode("t", normal(1, 32, 40), Coding("i4", "tile16", 32, "f16")), place=place))
 
 
 def test_rope_table_far_out(ops: CpuOps) -> None:

@@ -86,7 +86,7 @@ class Ops(ABC):
 
     @abstractmethod
     def table(self, packed: PackedTensor) -> Matrix:
-        """Bind a 2-D stored tensor whose rows are only looked up. It is read through the map, never made resident."""
+        """Bind a 2-D stored tensor whose rows are only looked up. It is never made resident as a whole."""
 
     @abstractmethod
     def rows_of(self, matrix: Matrix, start: int, stop: int) -> Matrix:

@@ -38,8 +38,12 @@ from cellmd.errors import (
 )
 from cellmd.quant import PackedTensor
 from cellmd.quant.floats import STORED
+from cellmd.quant.tensor import FilePlace, OpenFile
 
 _READ_BYTES = 4 << 20
+
+_SMALL_BYTES = 64 << 10
+"""Float tensors up to this size are copied when they are asked for."""
 
 
 class Container:
@@ -58,7 +62,7 @@ class Container:
         self.quality = header.quality
         self.file_bytes = len(mapped)
         self.header_bytes = header_end
-        self.tensors: Mapping[str, PackedTensor] = _Tensors(path, header, mapped)
+        self.tensors: Mapping[str, PackedTensor] = _Tensors(path, header, mapped, OpenFile(file.fileno()))
         self._header = header
         self._file = file
         self._mapped: mmap.mmap | None = mapped
@@ -239,13 +243,15 @@ def _components(tensor_name: str) -> tuple[str, ...]:
 
 
 class _Tensors(Mapping[str, PackedTensor]):
-    """Tensors by name, built at first use."""
+    """Tensors by name, built at first use. What is checked then is read, not touched through the map: a page that is
+    touched may be a large one, and the towers of a model that only writes text are to stay out of memory."""
 
-    def __init__(self, path: Path, header: Header, mapped: mmap.mmap) -> None:
+    def __init__(self, path: Path, header: Header, mapped: mmap.mmap, file: OpenFile) -> None:
         self._path = path
         self._version = header.version
         self._entries = header.tensors
         self._mapped = mapped
+        self._file = file
         self._content = np.frombuffer(mapped, np.uint8)
         self._built: dict[str, PackedTensor] = {}
         every_step = (entry for entry in self._entries.values() if self._read_every_step(entry))
@@ -268,20 +274,31 @@ class _Tensors(Mapping[str, PackedTensor]):
 
     def _build(self, entry: TensorEntry) -> PackedTensor:
         views = {part: self._content[blob.offset : blob.offset + blob.nbytes] for part, blob in entry.blobs.items()}
-        scales = factors = None
+        data, scales, factors, place = views["data"], views.get("scales"), views.get("row_factors"), None
         if self._looked_up(entry):
             self._expect_lookups(entry.blobs["data"])
-        if "scales" in views:
-            scales = views["scales"].view(STORED[entry.coding.scale_dtype or "f16"])
-            if not _all_finite(scales, entry.coding.scale_dtype):
+            place = FilePlace(self._file, entry.blobs["data"].offset)
+        elif not entry.coding.quantised and data.nbytes <= _SMALL_BYTES:
+            data = self._read(entry.blobs["data"])
+        scale_dtype = entry.coding.scale_dtype
+        if scales is not None:
+            scales = scales.view(STORED[scale_dtype or "f16"])
+            if scale_dtype != "i8" and not _all_finite(self._read(entry.blobs["scales"]), scale_dtype):
                 raise CorruptError(f"{self._path}: tensor {entry.name!r} has scales that are not finite numbers")
-        if "row_factors" in views:
-            factors = views["row_factors"].view(STORED["f32"])
-            if not (np.isfinite(factors).all() and (factors >= 0).all()):
+        if factors is not None:
+            factors = factors.view(STORED["f32"])
+            read = self._read(entry.blobs["row_factors"]).view(STORED["f32"])
+            if not (np.isfinite(read).all() and (read >= 0).all()):
                 raise CorruptError(
                     f"{self._path}: tensor {entry.name!r} has row factors that are negative or not finite"
                 )
-        return PackedTensor(entry.name, entry.shape, entry.coding, views["data"], scales, factors)
+        return PackedTensor(entry.name, entry.shape, entry.coding, data, scales, factors, place)
+
+    def _read(self, blob: Blob) -> np.ndarray:
+        content = os.pread(self._file.descriptor, blob.nbytes, blob.offset)
+        if len(content) != blob.nbytes:
+            raise TruncatedError(f"{self._path}: the file has become shorter since it was opened; copy it again")
+        return np.frombuffer(content, np.uint8)
 
     def _looked_up(self, entry: TensorEntry) -> bool:
         """In version 2 `row` means so; in version 1 every matrix lies in rows, and only one table is looked up."""
@@ -300,10 +317,9 @@ class _Tensors(Mapping[str, PackedTensor]):
 
 
 def _all_finite(scales: np.ndarray, dtype: str | None) -> bool:
-    if dtype == "i8":
-        return True
+    """Of the bytes of float scales."""
     if dtype == "f32":
-        return bool(np.isfinite(scales).all())
+        return bool(np.isfinite(scales.view(np.float32)).all())
     exponent = np.uint16(0x7F80 if dtype == "bf16" else 0x7C00)
     return not bool(((scales.view(np.uint16) & exponent) == exponent).any())
 

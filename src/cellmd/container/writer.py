@@ -41,10 +41,6 @@ from cellmd.quant.tensor import TILE_ROWS
 _COMPRESSION_LEVEL = 6
 _READ_BACK_BYTES = 4 << 20
 
-_LOOKED_UP_BYTES = 16 << 10
-"""What is looked up is written in pieces of so many bytes. The system's cache keeps them as such, and brings a whole
-one into a process's memory when a row of it is read."""
-
 _QUALITY_BYTES_PER_TENSOR = 96
 """Room kept in the header for the figures of one quantised tensor, besides its name."""
 
@@ -118,7 +114,7 @@ class ContainerWriter:
                 os.ftruncate(self._file, self._n_bytes)
                 self._pieces = LargePieces(self._file, self._n_bytes)
                 for name, stored in stored_assets.items():
-                    self._blobs["asset", name].write(self._file, 0, memoryview(stored), len(stored))
+                    self._blobs["asset", name].write(self._file, 0, memoryview(stored))
         except BaseException:
             self.discard()
             raise
@@ -143,11 +139,10 @@ class ContainerWriter:
             content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
             with self._explained():
                 try:
-                    start, at_once = getattr(before, part), _LOOKED_UP_BYTES
+                    start = getattr(before, part)
                     if tensor.coding.layout == "tile16":  # of the others a row is read here and there
                         self._make_pieces(blob.offset + start, len(content))
-                        at_once = len(content)
-                    blob.write(self._descriptor, start, content, at_once)
+                    blob.write(self._descriptor, start, content)
                 except ValueError as error:
                     raise ArgumentError(f"{part} of tensor {name!r}, row {first_row}: {error}") from None
 
@@ -179,7 +174,7 @@ class ContainerWriter:
             raise ArgumentError(f"quality does not fit: the header takes {len(text)} bytes, {room} were kept for it")
         prefix = MAGIC + struct.pack("<BI", VERSION, room)
         with self._explained():
-            _write_fully(self._descriptor, 0, memoryview(prefix + text.ljust(room)), room + len(prefix))
+            _write_fully(self._descriptor, 0, memoryview(prefix + text.ljust(room)))
             os.fsync(self._descriptor)
             self._close()
             os.replace(self._temporary, self.path)
@@ -300,8 +295,8 @@ class _Blob:
         sha256 = self._digest.hexdigest() if self.complete else NO_DIGEST
         return {"offset": self.offset, "nbytes": self.n_bytes, "sha256": sha256}
 
-    def write(self, file: int, start: int, content: memoryview, at_once: int) -> None:
-        """In writes of at most so many bytes. Raises ValueError if they leave the blob or meet what was there."""
+    def write(self, file: int, start: int, content: memoryview) -> None:
+        """Raises ValueError if the content leaves the blob or meets what was written before."""
         end = start + len(content)
         with self._lock:
             if end > self.n_bytes:
@@ -310,7 +305,7 @@ class _Blob:
             if start < self._digested or meets:
                 raise ValueError(f"bytes {start} to {end} meet bytes written before")
             self._claimed[start] = end
-        _write_fully(file, self.offset + start, content, at_once)
+        _write_fully(file, self.offset + start, content)
         with self._lock:
             self._written[start] = end
             if start == self._digested:
@@ -336,9 +331,9 @@ def _compressed(name: str, content: bytes) -> tuple[str, bytes]:
     return ("zlib", smaller) if len(smaller) < len(content) else ("none", content)
 
 
-def _write_fully(file: int, offset: int, content: memoryview, at_once: int) -> None:
+def _write_fully(file: int, offset: int, content: memoryview) -> None:
     while content:
-        n_written = os.pwrite(file, content[:at_once], offset)
+        n_written = os.pwrite(file, content, offset)
         content, offset = content[n_written:], offset + n_written
 
 

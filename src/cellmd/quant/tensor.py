@@ -6,6 +6,8 @@ the mapped file. `docs/format.md` is the normative description of the bytes; thi
 
 from __future__ import annotations
 
+import os
+import weakref
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,6 +40,22 @@ class Coding:
         return self.dtype in ("i4", "i8")
 
 
+class OpenFile:
+    """A descriptor of its own for a file that is open, closed with the last that holds this."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = os.dup(descriptor)
+        weakref.finalize(self, os.close, self.descriptor)
+
+
+@dataclass(frozen=True)
+class FilePlace:
+    """A place in an open file, in bytes from its beginning."""
+
+    file: OpenFile
+    offset: int
+
+
 @dataclass(frozen=True)
 class PackedTensor:
     """One tensor as it lies in the file.
@@ -46,6 +64,7 @@ class PackedTensor:
     data: uint8 (n_bytes,), a read-only view.
     scales: the stored scales as their own dtype (uint16 for bf16), flat in file order, or None.
     row_factors: float32 (N padded to the layout,), with scale_dtype "i8" only.
+    place: where `data` lies in the file, of a table that is looked up: reading a row brings nothing else into memory.
     """
 
     name: str
@@ -54,6 +73,7 @@ class PackedTensor:
     data: np.ndarray
     scales: np.ndarray | None = None
     row_factors: np.ndarray | None = None
+    place: FilePlace | None = None
 
     @property
     def n_bytes(self) -> int:

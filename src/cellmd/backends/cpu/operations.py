@@ -86,6 +86,7 @@ class CpuOps(Ops):
             packed.row_factors,
             clip,
             None if bias is None else decode(bias),
+            None if packed.place is None else (packed.place.file.descriptor, packed.place.offset),
             packed,
         )
 
