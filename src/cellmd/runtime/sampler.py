@@ -45,7 +45,7 @@ class Sampling:
     def __post_init__(self) -> None:
         _require("temperature", self.temperature, float, lambda t: 0 <= t < math.inf, "a number, 0 or more")
         _require("top_k", self.top_k, int, lambda k: k >= 0, "a whole number, 0 or more")
-        _require("top_p", self.top_p, float, lambda p: 0 < p <= 1, "a number above 0 and at most 1")
+        _require("top_p", self.top_p, float, lambda p: 0 <= p <= 1, "a number from 0 to 1")
         _require("min_p", self.min_p, float, lambda p: 0 <= p <= 1, "a number from 0 to 1")
         _require("repetition_penalty", self.repetition_penalty, float, lambda r: 0 < r < math.inf, "a number above 0")
         for name in ("presence_penalty", "frequency_penalty"):
