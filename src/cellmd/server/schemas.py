@@ -199,7 +199,7 @@ class Sampled(Form):
     top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=-1, description="0 and -1: among all tokens")
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     seed: int | None = None
     stream: bool | None = None
     user: str | None = Field(None, description="who asks: waiting requests take turns by it, too")
