@@ -27,7 +27,7 @@ from cellmd.runtime.answering import Settings
 from cellmd.runtime.batch import Sequence as Running
 from cellmd.runtime.defaults import GenerationDefaults
 from cellmd.runtime.generate import Runner, common_prefix, generate
-from cellmd.runtime.job import Request
+from cellmd.runtime.job import NOBODY, Client, Request
 from cellmd.runtime.kv_cache import KvCache, free_memory_bytes
 from cellmd.runtime.result import Piece, Result
 from cellmd.runtime.sampler import Sampler, Sampling
@@ -58,7 +58,8 @@ class PrepareOptions(TypedDict, total=False):
     images, audio, videos: in the order in which the messages have places for them; before the text of a plain string.
         Sound of more than 30 s is cut into pieces.
     system: a system message before the others. tools: function declarations (JSON schema).
-    thinking: let the model reason first. raw: the text is the exact prompt, special tokens and all.
+    thinking: let the model reason first. template_options: further variables of the chat template.
+    raw: the text is the exact prompt, special tokens and all.
     image_tokens: soft tokens a picture may take: 70, 140, 280, 560 or 1120.
     video_frames, video_fps: how many frames of a film. video_audio: its sound follows them.
     """
@@ -69,6 +70,7 @@ class PrepareOptions(TypedDict, total=False):
     system: str | None
     tools: Sequence[Mapping[str, Any]] | None
     thinking: bool
+    template_options: Mapping[str, Any]
     raw: bool
     image_tokens: int | None
     video_frames: int | None
@@ -275,7 +277,9 @@ class Model:
         identity = f"{__version__} {self._open().identity} {form} {runner.cache.form}"
         return Saved(folder, max_bytes, runner, identity)
 
-    def request(self, messages: Messages | Prompt, client: str = "", **options: Unpack[GenerateOptions]) -> Request:
+    def request(
+        self, messages: Messages | Prompt, client: Client = NOBODY, **options: Unpack[GenerateOptions]
+    ) -> Request:
         """What a scheduler answers; options as for `stream`."""
         prompt, sampling, settings = self._asked(messages, {**options})
         answer = AnswerDecoder(self.processor.tokenizer, prompt.token_ids)

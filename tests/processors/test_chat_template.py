@@ -58,3 +58,13 @@ def test_what_a_template_may_not_do(source: str) -> None:
 def test_what_does_not_compile() -> None:
     with pytest.raises(ContainerError, match="does not compile"):
         ChatTemplate("{% for %}")
+
+
+def test_options_that_a_template_reads() -> None:
+    source = "{% set keep = keep | default(false) %}{% set own = 1 %}{{ keep }} {{ own }} {{ tone }} {{ bos_token }}"
+    given = {"special_tokens": {"bos_token": "<bos>"}}
+    assert render(source, **given) == "False 1  <bos>"
+    assert render(source, options={"keep": True, "tone": "dry"}, **given) == "True 1 dry <bos>"
+    for name in ("own", "messages", "bos_token", "raise_exception", "no_such"):
+        with pytest.raises(PromptError, match=f"no option '{name}'; it has keep, tone"):
+            render(source, options={name: "x"}, **given)

@@ -104,6 +104,13 @@ def test_without_a_seed_answers_differ() -> None:
     assert len(draws) == 3
 
 
+@pytest.mark.parametrize("options", [{"top_p": 0.0}, {"temperature": 5e-324}, {"temperature": 1e-300, "min_p": 0.1}])
+def test_at_its_limit_sampling_takes_the_likeliest(options: dict[str, float]) -> None:
+    sampler = Sampler(Sampling(**{"temperature": 1.0, "seed": 0, **options}))
+    row = [30.0, -30.0, 30.5] + [0.0] * (VOCAB - 3)
+    assert [sampler.choose(logits_of(row)) for _ in range(5)] == [2] * 5
+
+
 def test_repetition_penalty_covers_prompt_and_answer() -> None:
     row = logits_of([2.0, 1.5, -1.0, -1.2])
     before = row.all().copy()
@@ -269,11 +276,12 @@ def test_what_is_not_a_number_is_never_chosen() -> None:
         ("top_k", True),
         ("temperature", "hot"),
         ("temperature", float("inf")),
-        ("top_p", 0.0),
+        ("top_p", -0.1),
         ("top_p", 1.1),
         ("min_p", -0.1),
         ("min_p", 1.5),
         ("repetition_penalty", 0.0),
+        ("repetition_penalty", 1e-60),
         ("seed", -1),
         ("seed", 1.5),
     ],

@@ -87,6 +87,12 @@ CASES: list[tuple[Any, list[Any], list[Any]]] = [
     (of({"type": "string", "minLength": 2, "maxLength": 3}), [{"a": "xy"}, {"a": "xyz"}], [{"a": "x"}, {"a": "wxyz"}]),
     (of({"type": "string", "pattern": "^[a-c]+/[0-9]{2}$"}), [{"a": "ab/12"}], [{"a": "ab/1"}, {"a": "x ab/12"}]),
     (of({"type": "string", "pattern": "b+"}), [{"a": "xbby"}], [{"a": "xy"}]),
+    (of({"type": "string", "pattern": "b+", "maxLength": 3}), [{"a": "xbb"}], [{"a": "xbby"}, {"a": "xy"}]),
+    (of({"type": "string", "format": "date"}), [{"a": "2024-02-29"}], [{"a": "2023-02-29"}, {"a": "today"}, {"a": ""}]),
+    (of({"format": "date-time"}), [{"a": "2024-02-29T23:59:00.5Z"}], [{"a": "2024-02-29"}, {"a": 1}]),
+    (of({"type": "string", "format": "email", "maxLength": 7}), [{"a": "a@bc.de"}], [{"a": "a@bcd.ef"}, {"a": "a.b"}]),
+    (of({"type": "string", "format": "uri"}), [{"a": "https://a.example:8/b/c?d=e/f#g"}], [{"a": "a b"}, {"a": "/b"}]),
+    (of({"type": "string", "format": "password"}), [{"a": "anything"}], [{"a": 1}]),
     (of({"type": "array", "items": INTEGER}), [{"a": []}, {"a": [1]}, {"a": [1, 2, 3]}], [{"a": ["x"]}, {"a": 1}]),
     (
         of({"type": "array", "items": INTEGER, "minItems": 2, "maxItems": 3}),
@@ -231,6 +237,15 @@ def test_schemas_that_cannot_be_held_to(model: cellmd.Model, grammars: Grammars,
     name = "b" if "b" in schema["properties"] else "a"
     assert takes(model, grammars, schema, notation({name: [1, "x"]}), strict=False)
     assert not takes(model, grammars, schema, notation({"z": 1}), strict=False)
+
+
+@pytest.mark.parametrize("said", [{"uniqueItems": True}, {"not": STRING}, {"patternProperties": {"^x": STRING}}])
+def test_strict_functions_leave_out_nothing_of_what_is_said(
+    model: cellmd.Model, grammars: Grammars, said: dict[str, Any]
+) -> None:
+    with pytest.raises(ArgumentError, match=next(iter(said))):
+        grammars.tool_calls([{"name": "f", "parameters": of(said), "strict": True}], several=False)
+    assert takes(model, grammars, of(said), notation({"a": [1]}))
 
 
 def test_deep_and_large_schemas(grammars: Grammars) -> None:

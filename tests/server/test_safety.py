@@ -133,6 +133,11 @@ def test_other_sites_are_refused_but_for_friends(strict: Live) -> None:
     ):
         assert answer.is_success
         assert answer.headers["access-control-allow-origin"] == "https://friend.example"
+    asked = {**friend, "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang"}
+    allowed = httpx.options(strict.url + CHAT, headers=asked).headers["access-control-allow-headers"]
+    assert allowed == "authorization,content-type,x-stainless-lang"  # as OpenAI's client in a browser sends them
+    asked["Access-Control-Request-Headers"] = "x" * 5000
+    assert "xxx" not in httpx.options(strict.url + CHAT, headers=asked).headers["access-control-allow-headers"]
     assert works(strict, Origin=strict.url)
 
 

@@ -292,11 +292,11 @@ def test_closing_the_model_closes_its_scheduler(path: Path) -> None:
 # ---- its parts ------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers())))
-def test_clients_take_turns(items: list[tuple[str, int]]) -> None:
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers())), st.booleans())
+def test_clients_take_turns(items: list[tuple[str, int]], by_name: bool) -> None:
     waiting: FairQueue[tuple[str, int]] = FairQueue()
     for client, number in items:
-        waiting.put(client, (client, number))
+        waiting.put(*(("here", client) if by_name else (client, "")), (client, number))
     taken = [waiting.take() for _ in range(len(waiting))]
     for client in "abc":  # first come, first served among one client's own
         assert [item for item in taken if item[0] == client] == [item for item in items if item[0] == client]
@@ -304,6 +304,17 @@ def test_clients_take_turns(items: list[tuple[str, int]]) -> None:
         left = {client for client, _ in taken[end:]}
         counts = [sum(c == client for c, _ in taken[:end]) for client in left]
         assert not counts or max(counts) - min(counts) <= 1
+
+
+def test_many_names_take_no_turns_of_other_addresses() -> None:
+    waiting: FairQueue[str] = FairQueue()
+    for name in ("p", "q", "r", "p"):
+        waiting.put("a", name, f"a {name}")
+    waiting.put("b", "p", "b p")
+    waiting.put("b", "p", "b p")
+    assert [waiting.take() for _ in range(3)] == ["a p", "b p", "a q"]
+    assert len(waiting) == len(waiting.drain()) == 3
+    assert not waiting
 
 
 def test_identity_tells_media_apart(model: cellmd.Model) -> None:

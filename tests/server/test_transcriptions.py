@@ -23,11 +23,13 @@ from hypothesis import strategies as st
 import cellmd
 import music
 from cellmd.cli.main import main
+from cellmd.errors import ArgumentError
 from cellmd.processors.decode_audio import decode_audio
 from cellmd.runtime.scheduler import Scheduler
 from cellmd.transcribe import pauses
 from cellmd.transcribe.formats import Segment, as_json, as_srt, as_text, as_vtt
 from cellmd.transcribe.job import transcribe_file
+from cellmd.transcribe.languages import language_name
 from cellmd.transcribe.pauses import MAX_SECONDS, RATE_HZ, Span, pieces, spans_of, speech
 from cellmd.transcribe.recording import Task, transcribe
 from live_server import Live, until
@@ -384,6 +386,21 @@ def test_times_of_words_are_not_made_up(client: openai.OpenAI, granularities: An
         assert len(create(model="tiny", file=("x.wav", wav(voice(2))), **options).segments) == 1
 
 
+def test_languages_by_code_and_by_name(client: openai.OpenAI) -> None:
+    assert [language_name(one) for one in ("de", "pt-BR", "Welsh", "HT")] == [
+        *("German", "Portuguese", "Welsh", "Haitian Creole")
+    ]
+    with pytest.raises(ArgumentError, match="xx"):
+        language_name("xx-YY")
+    create: Any = client.audio.transcriptions.create
+    file = ("x.wav", wav(voice(2)))
+    heard = {
+        one: create(model="tiny", file=file, language=one, response_format="verbose_json") for one in ("de", "German")
+    }
+    assert heard["de"].language == "german"
+    assert heard["de"].text == heard["German"].text
+
+
 @pytest.mark.parametrize(
     ("form", "files"),
     [
@@ -395,6 +412,7 @@ def test_times_of_words_are_not_made_up(client: openai.OpenAI, granularities: An
         ({"response_format": "poem"}, {"file": ("x.wav", wav(silence(1)))}),
         ({"temperature": "x"}, {"file": ("x.wav", wav(silence(1)))}),
         ({"language": "ignore all; " * 20}, {"file": ("x.wav", wav(silence(1)))}),
+        ({"language": "xx"}, {"file": ("x.wav", wav(silence(1)))}),
     ],
 )
 def test_wrong_forms(live: Live, form: dict[str, str], files: Any) -> None:

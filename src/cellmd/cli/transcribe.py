@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, required=True, metavar="FILE", help="the .cellmd file")
     parser.add_argument("--format", choices=("txt", "srt", "vtt", "json"), default="txt", help="default: %(default)s")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="write STEM.FORMAT there")
-    parser.add_argument("--language", metavar="NAME", help="the language spoken, in English (default: the model hears)")
+    parser.add_argument("--language", metavar="NAME", help="spoken: a code such as de, or an English name")
     parser.add_argument("--translate", action="store_true", help="into English")
     parser.add_argument(
         "--at-once", type=int, default=4, metavar="N", help="pieces heard at once (default: %(default)s)"
@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from cellmd.transcribe.formats import FORMATS
         from cellmd.transcribe.job import transcribe_file
+        from cellmd.transcribe.languages import language_name
         from cellmd.transcribe.recording import Task
     except ImportError as error:
         raise BackendError(f"transcribing needs {error.name}: pip install 'cellmd[transcribe]'") from error
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
     if args.output is not None and twice is not None:
         raise ArgumentError(f"two recordings would be written to {twice}.{args.format}; give them one at a time")
-    task = Task(translate=args.translate, language=args.language)
+    task = Task(translate=args.translate, language=language_name(args.language) if args.language else None)
     if args.output is not None:
         args.output.mkdir(parents=True, exist_ok=True)
     with options.load_model(args, args.model) as model:

@@ -91,6 +91,7 @@ class Processor:
         videos: Any = (),
         tools: Sequence[Mapping[str, Any]] | None = None,
         thinking: bool = False,
+        template_options: Mapping[str, Any] | None = None,
         image_tokens: int | None = None,
         video_frames: int | None = None,
         video_fps: float | None = None,
@@ -102,6 +103,7 @@ class Processor:
         messages: a string or messages; see `cellmd.processors.messages` for their forms and for where media go.
         images, audio, videos: paths, bytes, file objects, PIL images, arrays; one or a list.
         tools: function declarations (JSON schema) for the template. thinking: let the model reason first.
+        template_options: further variables of the template, of those that it reads.
         image_tokens: soft-token budget of each picture: 70, 140, 280, 560 or 1120.
         video_frames, video_fps: frames taken from a film. video_audio: its sound, if it has any, follows its frames.
         raw: `messages` is the prompt's exact text, special tokens and media placeholders included; no template runs.
@@ -114,7 +116,7 @@ class Processor:
         else:
             talk = conversation(messages, images, audio, videos, video_audio=video_audio)
             self._check_towers(talk.media)
-            segments = self._rendered(talk, tools, thinking)
+            segments = self._rendered(talk, tools, thinking, template_options)
         image_front_end = with_budget(self.config.image, image_tokens)
         features_ms: dict[str, float] = {}
         runs: list[list[_Run]] = []
@@ -126,17 +128,25 @@ class Processor:
 
     # ---- text ---------------------------------------------------------------------------------------------------
 
-    def _rendered(self, talk: Conversation, tools: Sequence[Mapping[str, Any]] | None, thinking: bool) -> list[Segment]:
+    def _rendered(
+        self,
+        talk: Conversation,
+        tools: Sequence[Mapping[str, Any]] | None,
+        thinking: bool,
+        options: Mapping[str, Any] | None,
+    ) -> list[Segment]:
         if self._template is None:
             raise PromptError("the model has no chat template; give the exact prompt with raw=True")
         declared = plain_data("tools", list(tools)) if tools else None
-        guard = Guard(self.tokenizer.special_tokens.values(), [talk.messages, declared])
+        chosen = plain_data("template_options", options or {})
+        guard = Guard(self.tokenizer.special_tokens.values(), [talk.messages, declared, chosen])
         text = self._model.text
         names = {"bos_token": text.bos_token_id, "eos_token": text.eos_token_ids[0], "pad_token": text.pad_token_id}
         rendered = self._template.render(
             guard.mark(talk.messages),
             tools=guard.mark(declared),
             thinking=thinking,
+            options=guard.mark(chosen),
             special_tokens={name: self.tokenizer.token(token_id) or "" for name, token_id in names.items()},
         )
         return guard.segments(rendered)

@@ -24,8 +24,10 @@ class ChatTemplate:
         """Raises ContainerError if the template does not compile."""
         import jinja2
 
+        environment = _environment()
         try:
-            self._template = _environment().from_string(source)
+            self._template = environment.from_string(source)
+            self._reads = _read_names(environment.parse(source)) - environment.globals.keys()
         except jinja2.TemplateError as error:
             raise ContainerError(f"the chat template does not compile: {error}") from error
 
@@ -35,12 +37,14 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         thinking: bool = False,
+        options: Mapping[str, Any] | None = None,
         special_tokens: Mapping[str, str] | None = None,
     ) -> str:
         """The text of a conversation up to where the model is to answer.
 
-        messages, tools: plain JSON data. special_tokens: variables of the template such as `bos_token`.
-        Raises PromptError with the template's own words if it refuses the messages.
+        messages, tools, options: plain JSON data. special_tokens: variables of the template such as `bos_token`.
+        options: other variables that it reads. Raises PromptError for one that it does not read, and with the
+        template's own words if it refuses the messages.
         """
         variables = {
             **(special_tokens or {}),
@@ -49,6 +53,11 @@ class ChatTemplate:
             "enable_thinking": thinking,
             "add_generation_prompt": True,
         }
+        free = sorted(self._reads - variables.keys())
+        unknown = next((name for name in options or {} if name not in free), None)
+        if unknown is not None:
+            raise PromptError(f"the chat template has no option {unknown[:100]!r}; it has {', '.join(free) or 'none'}")
+        variables |= options or {}
         pieces: list[str] = []
         n_characters = 0
         try:
@@ -62,6 +71,23 @@ class ChatTemplate:
         except Exception as error:  # template errors, and whatever its expressions raise on messages of another form
             raise PromptError(f"the chat template refuses the messages: {error}") from error
         return "".join(pieces)
+
+
+def _read_names(template: Any) -> set[str]:
+    """The variables that a template takes from outside: those that it never sets, or sets from what they were
+    (`x = x | default(...)`)."""
+    from jinja2 import nodes
+    from jinja2.meta import find_undeclared_variables
+
+    stored = {name.name for name in template.find_all(nodes.Name) if name.ctx == "store"}
+    kept = {
+        assign.target.name
+        for assign in template.find_all(nodes.Assign)
+        if isinstance(assign.target, nodes.Name)
+        and any(name.name == assign.target.name for name in assign.node.find_all(nodes.Name))
+    }
+    found: set[str] = find_undeclared_variables(template)
+    return found - (stored - kept)
 
 
 def _environment() -> Any:

@@ -9,27 +9,35 @@ Item = TypeVar("Item")
 
 
 class FairQueue(Generic[Item]):
-    """First come, first served for each client; one item of each client in turn. Not locked."""
+    """One item of each address in turn; of an address one of each name in turn, first come, first served. Not
+    locked."""
 
     def __init__(self) -> None:
-        self._by_client: OrderedDict[str, deque[Item]] = OrderedDict()
+        self._turns: OrderedDict[str, OrderedDict[str, deque[Item]]] = OrderedDict()
+        self._n = 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._by_client.values()))
+        return self._n
 
-    def put(self, client: str, item: Item) -> None:
-        self._by_client.setdefault(client, deque()).append(item)
+    def put(self, address: str, name: str, item: Item) -> None:
+        self._turns.setdefault(address, OrderedDict()).setdefault(name, deque()).append(item)
+        self._n += 1
 
     def take(self) -> Item:
         """The next item. Raises KeyError if there is none."""
-        client, items = self._by_client.popitem(last=False)
+        address, names = self._turns.popitem(last=False)
+        name, items = names.popitem(last=False)
         item = items.popleft()
+        self._n -= 1
         if items:
-            self._by_client[client] = items
+            names[name] = items
+        if names:
+            self._turns[address] = names
         return item
 
     def drain(self) -> list[Item]:
         """All items, which are no longer in the queue."""
-        items = [item for items in self._by_client.values() for item in items]
-        self._by_client.clear()
-        return items
+        drained = [item for names in self._turns.values() for items in names.values() for item in items]
+        self._turns.clear()
+        self._n = 0
+        return drained

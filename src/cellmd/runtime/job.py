@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cellmd.errors import CellmdError
 from cellmd.processors.features import MediaSpan, Prompt
@@ -22,15 +23,25 @@ Deliver = Callable[[Piece | CellmdError], None]
 return at once."""
 
 
+class Client(NamedTuple):
+    """Who asks. Waiting requests take turns by address, and those of one address by name."""
+
+    address: str = ""
+    name: str = ""
+
+
+NOBODY = Client()
+
+
 @dataclass(frozen=True)
 class Request:
-    """One answer to be made. sampler and answer belong to it alone. client: waiting requests take turns by it."""
+    """One answer to be made. sampler and answer belong to it alone."""
 
     prompt: Prompt
     sampler: Sampler
     answer: AnswerDecoder
     settings: Settings
-    client: str = ""
+    client: Client = NOBODY
 
 
 @dataclass

@@ -45,9 +45,9 @@ class Sampling:
     def __post_init__(self) -> None:
         _require("temperature", self.temperature, float, lambda t: 0 <= t < math.inf, "a number, 0 or more")
         _require("top_k", self.top_k, int, lambda k: k >= 0, "a whole number, 0 or more")
-        _require("top_p", self.top_p, float, lambda p: 0 < p <= 1, "a number above 0 and at most 1")
+        _require("top_p", self.top_p, float, lambda p: 0 <= p <= 1, "a number from 0 to 1")
         _require("min_p", self.min_p, float, lambda p: 0 <= p <= 1, "a number from 0 to 1")
-        _require("repetition_penalty", self.repetition_penalty, float, lambda r: 0 < r < math.inf, "a number above 0")
+        _require("repetition_penalty", self.repetition_penalty, float, lambda r: 0.01 <= r <= 100, "0.01 to 100")
         for name in ("presence_penalty", "frequency_penalty"):
             _require(name, getattr(self, name), float, lambda penalty: -2 <= penalty <= 2, "a number from -2 to 2")
         for token, bias in self.logit_bias.items():
@@ -111,8 +111,9 @@ def candidates(logits: Logits, options: Sampling) -> tuple[np.ndarray, np.ndarra
         values, ids = _likeliest(logits, looked_at)
     left = int(np.count_nonzero(values > -np.inf))
     left = int(np.count_nonzero(values >= values[min(k, left) - 1]))
-    ids, scores = ids[:left], values[:left].astype(np.float64) / options.temperature
-    probabilities = np.exp(scores - scores[0])
+    ids, scores = ids[:left], values[:left].astype(np.float64)
+    with np.errstate(over="ignore"):  # a difference beyond any float is a probability of 0
+        probabilities = np.exp((scores - scores[0]) / options.temperature)
     probabilities /= probabilities.sum()
     keep = left
     if options.top_p < 1.0:

@@ -99,7 +99,7 @@ class Scheduler:
                 self.counts.refused += 1
                 raise BusyError(f"{self._queue_limit} answers are waiting already; ask again later")
             self.counts.requests += 1
-            self._state.waiting.put(request.client, job)
+            self._state.waiting.put(*request.client, job)
             self._count()
             self._changed.notify()
         return job

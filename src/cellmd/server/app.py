@@ -51,6 +51,7 @@ def application(engine: Engine) -> App:
         Route("/v1/audio/translations", translations, methods=["POST"]),
     ]
     app = Starlette(routes=routes, exception_handlers=_HANDLERS)
+    app.router.redirect_slashes = False  # the guard leaves none at the end
     app.state.engine = engine
     app.state.metrics = Metrics(frozenset(route.path for route in routes))
     app.state.openapi = json.dumps(document(engine.settings))
@@ -59,7 +60,13 @@ def application(engine: Engine) -> App:
 
 async def _http_error(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    response = ApiError(error.status_code, f"{http.method} {http.url.path}: {error.detail}").response()
+    message, code = f"{http.method} {http.url.path}: {error.detail}", None
+    if error.status_code == 404:
+        code, path = "not_found", http.url.path
+        known = http.app.state.metrics.known_paths
+        instead = f"/v1{path} is what is meant?" if f"/v1{path}" in known else "/openapi.json says what there is"
+        message = f"this server has nothing at {path[:200]}; {instead}"
+    response = ApiError(error.status_code, message, code=code).response()
     response.headers.update(error.headers or {})
     return response
 

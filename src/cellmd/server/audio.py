@@ -14,12 +14,14 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from cellmd.runtime.job import Client
 from cellmd.server.chat import client_of
 from cellmd.server.engine import Engine, while_there
 from cellmd.server.errors import ApiError
 from cellmd.server.events import DONE, event, event_stream
 from cellmd.server.schemas import Form, parse_object
 from cellmd.transcribe.formats import Segment, as_srt, as_vtt
+from cellmd.transcribe.languages import language_name
 from cellmd.transcribe.pauses import RATE_HZ, pieces
 from cellmd.transcribe.recording import Task, read, transcribe
 
@@ -33,7 +35,9 @@ class AudioRequest(Form):
         description="the recording: a sound or a film", json_schema_extra={"type": "string", "format": "binary"}
     )
     model: str = ""
-    language: str | None = Field(None, max_length=64, pattern=r"^[A-Za-z -]*$")
+    language: str | None = Field(
+        None, max_length=64, pattern=r"^[A-Za-z -]*$", description="spoken: its code (ISO 639-1) or its English name"
+    )
     prompt: str | None = Field(None, max_length=2000, description="words that may occur")
     response_format: Literal["json", "text", "srt", "vtt", "verbose_json"] = "json"
     temperature: float = Field(0.0, ge=0, le=100)
@@ -62,20 +66,21 @@ async def _heard(http: HttpRequest, *, translate: bool) -> Response:
             code="unsupported_parameter",
             param="timestamp_granularities",
         )
+    language = language_name(asked.language) if asked.language else None
     waveform = await engine.in_thread(read, sound, engine.model, engine.settings.media_limits)
-    task = Task(translate, asked.language or None, asked.prompt or "", asked.temperature)
+    task = Task(translate, language, asked.prompt or "", asked.temperature)
     hearing = Hearing(engine, waveform, task, client_of(http))
     seconds = len(waveform) / RATE_HZ
     if asked.stream:
         await hearing.begun(http)
         return event_stream(hearing, _events(hearing, seconds))
-    return _shown(asked, await hearing.whole(http), seconds, translate=translate)
+    return _shown(asked, await hearing.whole(http), seconds, task)
 
 
 class Hearing:
     """The segments of a recording as they are heard, in order, those without words left out. `close` ends it early."""
 
-    def __init__(self, engine: Engine, waveform: Any, task: Task, client: str) -> None:
+    def __init__(self, engine: Engine, waveform: Any, task: Task, client: Client) -> None:
         self._found: asyncio.Queue[Segment | Exception | None] = asyncio.Queue()
         self._first: Any = _NOTHING
         self._stop = threading.Event()
@@ -84,7 +89,7 @@ class Hearing:
         self._ends = self._loop.time() + self._seconds
         self._working = asyncio.ensure_future(asyncio.to_thread(self._hear, engine, waveform, task, client))
 
-    def _hear(self, engine: Engine, waveform: Any, task: Task, client: str) -> None:
+    def _hear(self, engine: Engine, waveform: Any, task: Task, client: Client) -> None:
         last: Exception | None = None
         n_slots, stopped = engine.scheduler.n_slots, self._stop.is_set
         try:
@@ -166,7 +171,7 @@ async def _form(http: HttpRequest) -> tuple[AudioRequest, bytes]:
         raise ApiError(400, f"the form cannot be read: {error}", code="invalid_value") from None
 
 
-def _shown(asked: AudioRequest, segments: list[Segment], seconds: float, *, translate: bool) -> Response:
+def _shown(asked: AudioRequest, segments: list[Segment], seconds: float, task: Task) -> Response:
     text = " ".join(segment.text for segment in segments)
     if asked.response_format == "text":
         return PlainTextResponse(text + "\n")
@@ -178,8 +183,8 @@ def _shown(asked: AudioRequest, segments: list[Segment], seconds: float, *, tran
         return JSONResponse({"text": text, "usage": _usage(seconds)})
     return JSONResponse(
         {
-            "task": "translate" if translate else "transcribe",
-            "language": asked.language or "",
+            "task": "translate" if task.translate else "transcribe",
+            "language": (task.language or "").lower(),
             "duration": round(seconds, 3),
             "text": text,
             "segments": [

@@ -3,9 +3,10 @@
     call:NAME{KEY:VALUE,...}      VALUE = <|"|>text<|"|> | number | true | false | null | {...} | [...]
 
 Types, enum, const, properties, required, additionalProperties, items, prefixItems, minItems, maxItems, minLength,
-maxLength, pattern, minimum, maximum, exclusiveMinimum, exclusiveMaximum, multipleOf, anyOf, oneOf (at least one of
-them), allOf, $ref within the schema and nullable are held to. Where there are properties, others may come only if the
-schema says so. Keys come in the order in which the model was shown them: the chat template sorts them.
+maxLength, pattern, format, minimum, maximum, exclusiveMinimum, exclusiveMaximum, multipleOf, anyOf, oneOf (at least one
+of them), allOf, $ref within the schema and nullable are held to. Where there are properties, others may come only if
+the schema says so. Keys come in the order in which the model was shown them: the chat template sorts them. What else a
+schema may say (`_NOT_HELD`) is an error for a function with `strict: true`; other functions are called without it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cellmd.errors import ArgumentError
+from cellmd.server.formats import FORMATS
 
 _MOST_RULES = 4096
 _MOST_REFERENCES = 32
@@ -24,9 +26,13 @@ _LIMITS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multip
 _OF_TYPE = {
     "object": ("properties", "required", "additionalProperties"),
     "array": ("items", "prefixItems", "minItems", "maxItems"),
-    "string": ("pattern", "minLength", "maxLength"),
+    "string": ("pattern", "format", "minLength", "maxLength"),
     "number": _LIMITS,
 }
+_NOT_HELD = (
+    *("not", "if", "uniqueItems", "contains", "minProperties", "maxProperties", "patternProperties", "propertyNames"),
+    *("dependentRequired", "dependentSchemas", "unevaluatedItems", "unevaluatedProperties"),
+)
 _COMMON = [
     'object: "{" (pair ("," pair)*)? "}"\npair: KEY ":" value\nlist: "[" (value ("," value)*)? "]"',
     r"KEY: /[A-Za-z_][A-Za-z0-9_-]{0,63}/",
@@ -50,7 +56,7 @@ def call_grammar(
         name = _text("call:" + str(function["name"]))
         before = len(rules.lines)
         try:
-            arguments = rules.arguments(function.get("parameters"))
+            arguments = rules.arguments(function.get("parameters"), complete=bool(function.get("strict")))
         except (ArgumentError, RecursionError, TypeError, ValueError) as error:
             if strict or function.get("strict"):
                 reason = error if isinstance(error, ArgumentError) else "it is malformed or nested too deep"
@@ -77,11 +83,14 @@ class _Rules:
         self.any_value = f'{quote} TEXT {quote} | NUMBER | "true" | "false" | "null" | object | list'
         self._quote = quote
         self._root: Any = {}
+        self._complete = False
         self._named: dict[str, str] = {}
         self._n = 0
 
-    def arguments(self, schema: Any) -> str:
+    def arguments(self, schema: Any, *, complete: bool = False) -> str:
+        """complete: all that the schema says has to be held to."""
         self._root = schema
+        self._complete = complete
         self._named = {}
         if schema is None:
             return '"{" "}"'
@@ -181,6 +190,9 @@ class _Rules:
             raise ArgumentError("a schema is no object")
         if depth > _MOST_REFERENCES:
             raise ArgumentError("the schema refers to itself without end")
+        not_held = next((key for key in _NOT_HELD if key in schema), None) if self._complete else None
+        if not_held is not None:
+            raise ArgumentError(f"{not_held} is a condition that calls are not held to")
         found = {key: value for key, value in schema.items() if key not in ("$ref", "allOf")}
         parts = [self._target(schema["$ref"])] if isinstance(schema.get("$ref"), str) else []
         parts += schema["allOf"] if isinstance(schema.get("allOf"), list) else []
@@ -250,16 +262,23 @@ class _Rules:
         return whole if least else f"({whole})?"
 
     def _text(self, schema: Mapping[str, Any]) -> str:
-        pattern = schema.get("pattern")
+        """What stands for the characters of a text: all that is said of them at once."""
+        forms = []
+        pattern, least, most = schema.get("pattern"), _count(schema, "minLength") or 0, _count(schema, "maxLength")
         if isinstance(pattern, str):
             before = "" if pattern.startswith("^") else "(.|\\n)*"
             after = "" if pattern.endswith("$") and not pattern.endswith("\\$") else "(.|\\n)*"
             inner = pattern.removeprefix("^").removesuffix("$") if not after else pattern.removeprefix("^")
-            return f"/{before}({_escaped_pattern(inner)}){after}/"
-        least, most = _count(schema, "minLength") or 0, _count(schema, "maxLength")
-        if not least and most is None:
-            return "TEXT"
-        return f"/(.|\\n){{{least},{'' if most is None else most}}}/"
+            forms.append(f"/{before}({_escaped_pattern(inner)}){after}/")
+        if schema.get("format") in FORMATS:
+            forms.append(f"/{_escaped_pattern(FORMATS[schema['format']])}/")
+        if least or most is not None:
+            forms.append(f"/(.|\\n){{{least},{'' if most is None else most}}}/")
+        if len(forms) < 2:
+            return forms[0] if forms else "TEXT"
+        name = self._name().upper()
+        self.lines.append(f"{name}: {' & '.join(forms)}")
+        return name
 
     def _number(self, kind: str, schema: Mapping[str, Any]) -> str:
         limits = {key: schema[key] for key in _LIMITS if key in schema}

@@ -16,7 +16,7 @@ from cellmd.processors.call_stream import arguments_json
 from cellmd.processors.features import MediaKind
 from cellmd.processors.tokenizer import Tokenizer
 from cellmd.processors.tool_calls import CallDelta, ToolCall
-from cellmd.runtime.job import Request
+from cellmd.runtime.job import Client, Request
 from cellmd.runtime.result import Piece, TokenScore, Usage
 from cellmd.server.engine import Answers, Engine
 from cellmd.server.errors import ApiError
@@ -38,6 +38,7 @@ from cellmd.server.schemas import (
     RefusalPart,
     RegexFormat,
     ResponseFormat,
+    Sampled,
     TextPart,
     Tool,
     VideoPart,
@@ -45,18 +46,19 @@ from cellmd.server.schemas import (
 )
 
 _IMAGE_TOKENS = {"low": 70, "high": 1120}
+_SWITCH = "enable_thinking"
 _REASONING_TOKENS = {"none": 0, "minimal": 0, "low": 512, "medium": 2048, "high": None, "xhigh": None}
 
 
 async def chat_completions(http: HttpRequest) -> Response:
     engine: Engine = http.app.state.engine
     asked = parse(await http.body(), ChatRequest)
-    answers = engine.answer(await chat_requests(engine, asked, client_of(http)))
+    answers = engine.answer(await chat_requests(engine, asked, client_of(http, asked)))
     head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": engine.settings.name}
     tokenizer = engine.model.processor.tokenizer
     if asked.stream:
         include_usage = asked.stream_options is not None and asked.stream_options.include_usage
-        return event_stream(answers, _chunks(answers, head, tokenizer, asked.n, include_usage, asked.logprobs))
+        return event_stream(answers, _chunks(answers, head, tokenizer, asked.n or 1, include_usage, asked.logprobs))
     choices = await answers.whole(http)
     return JSONResponse(
         {
@@ -69,11 +71,13 @@ async def chat_completions(http: HttpRequest) -> Response:
     )
 
 
-def client_of(http: HttpRequest) -> str:
-    return http.client.host if http.client else ""
+def client_of(http: HttpRequest, asked: Sampled | None = None) -> Client:
+    """Who asks: the address, and there the user that the request names, or else the program."""
+    named = (asked.user or asked.safety_identifier) if asked is not None else None
+    return Client(http.client.host if http.client else "", named or http.headers.get("user-agent", ""))
 
 
-async def chat_requests(engine: Engine, asked: ChatRequest, client: str) -> list[Request]:
+async def chat_requests(engine: Engine, asked: ChatRequest, client: Client) -> list[Request]:
     """The requests for a chat's n answers."""
     tools = _tools(asked)
     thinking, budget = _reasoning(asked)
@@ -84,24 +88,25 @@ async def chat_requests(engine: Engine, asked: ChatRequest, client: str) -> list
             [plain_message(i, message, media) for i, message in enumerate(asked.messages)],
             tools=[{"type": "function", "function": _declared(tool)} for tool in tools] or None,
             thinking=thinking,
+            template_options=_template_options(asked),
             image_tokens=asked.image_tokens
             or _image_tokens(asked.messages, engine.model.processor.config.image.max_soft_tokens),
         )
     return engine.requests(
         prompt,
-        n=asked.n,
+        n=asked.n or 1,
         max_tokens=asked.max_completion_tokens or asked.max_tokens,
         seed=asked.seed,
         constraint=constraint,
         client=client,
         stop=_stops(asked.stop),
-        logprobs=asked.logprobs,
+        logprobs=bool(asked.logprobs),
         settings={
             "call_form": call_form,
             "top_logprobs": asked.top_logprobs or 0,
             "thinking": thinking,
             "reasoning_budget": budget,
-            "max_tool_calls": None if asked.parallel_tool_calls else 1,
+            "max_tool_calls": 1 if asked.parallel_tool_calls is False else None,
         },
         **asked.sampling(),
     )
@@ -180,12 +185,20 @@ def _tools(asked: ChatRequest) -> list[Tool]:
 
 def _reasoning(asked: ChatRequest) -> tuple[bool, int | None]:
     """Whether to reason, and how many tokens at most."""
-    switch = asked.chat_template_kwargs.enable_thinking if asked.chat_template_kwargs else None
+    switch = (asked.chat_template_kwargs or {}).get(_SWITCH)
+    if not isinstance(switch, bool | None):
+        where = f"chat_template_kwargs.{_SWITCH}"
+        raise ApiError(400, f"{where} is true or false", code="invalid_value", param=where)
     budget = _REASONING_TOKENS[asked.reasoning_effort] if asked.reasoning_effort else None
     budget = asked.reasoning_budget if asked.reasoning_budget is not None else budget
     if budget == 0 or switch is False:
         return False, 0
     return bool(switch or asked.reasoning_effort or budget), budget
+
+
+def _template_options(asked: ChatRequest) -> dict[str, Any]:
+    """What is for the chat template beside the switch for reasoning, which has further sources."""
+    return {key: value for key, value in (asked.chat_template_kwargs or {}).items() if key != _SWITCH}
 
 
 def _must_call(asked: ChatRequest) -> bool:
@@ -197,7 +210,7 @@ def _must_call(asked: ChatRequest) -> bool:
 
 def _constraint(engine: Engine, asked: ChatRequest, tools: Sequence[Tool]) -> GrammarConstraint | None:
     if _must_call(asked):
-        return engine.grammars.tool_calls(_functions(tools), several=asked.parallel_tool_calls)
+        return engine.grammars.tool_calls(_functions(tools), several=asked.parallel_tool_calls is not False)
     return constraint_of(engine, asked.response_format)
 
 
@@ -307,7 +320,7 @@ def _token(token: int, value: float, tokenizer: Tokenizer) -> dict[str, Any]:
     return {"token": raw.decode(errors="replace"), "logprob": max(value, -9999.0), "bytes": list(raw)}
 
 
-def _choice(index: int, pieces: Sequence[Piece], tokenizer: Tokenizer, with_logprobs: bool) -> dict[str, Any]:
+def _choice(index: int, pieces: Sequence[Piece], tokenizer: Tokenizer, with_logprobs: bool | None) -> dict[str, Any]:
     last = pieces[-1]
     text, reasoning = "".join(p.text for p in pieces), "".join(p.reasoning for p in pieces)
     message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
@@ -326,7 +339,12 @@ def _choice(index: int, pieces: Sequence[Piece], tokenizer: Tokenizer, with_logp
 
 
 async def _chunks(
-    answers: Answers, head: dict[str, Any], tokenizer: Tokenizer, n: int, include_usage: bool, with_logprobs: bool
+    answers: Answers,
+    head: dict[str, Any],
+    tokenizer: Tokenizer,
+    n: int,
+    include_usage: bool,
+    with_logprobs: bool | None,
 ) -> AsyncIterator[str]:
     head = {**head, "object": "chat.completion.chunk"}
     empty = {"usage": None} if include_usage else {}

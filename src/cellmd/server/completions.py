@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from cellmd.processors.features import Prompt
 from cellmd.processors.tokenizer import Tokenizer
-from cellmd.runtime.job import Request
+from cellmd.runtime.job import Client, Request
 from cellmd.runtime.result import Piece, TokenScore
 from cellmd.server.chat import client_of, finish_reason, usage
 from cellmd.server.engine import Answers, Engine
@@ -21,12 +21,14 @@ from cellmd.server.errors import ApiError
 from cellmd.server.events import DONE, event, event_stream
 from cellmd.server.schemas import CompletionRequest, parse
 
+_MAX_TOKENS = 16  # OpenAI's own default
+
 
 async def completions(http: HttpRequest) -> Response:
     engine: Engine = http.app.state.engine
     asked = parse(await http.body(), CompletionRequest)
     prompts = await _prompts(engine, asked)
-    answers = engine.answer(_requests(engine, asked, prompts, client_of(http)))
+    answers = engine.answer(_requests(engine, asked, prompts, client_of(http, asked)))
     head = {
         "id": f"cmpl-{uuid.uuid4().hex}",
         "object": "text_completion",
@@ -34,7 +36,7 @@ async def completions(http: HttpRequest) -> Response:
         "model": engine.settings.name,
     }
     tokenizer = engine.model.processor.tokenizer
-    echoed = [_echo(tokenizer, one) if asked.echo else "" for one in _listed(asked.prompt) for _ in range(asked.n)]
+    echoed = [_echo(tokenizer, one) if asked.echo else "" for one in _listed(asked.prompt) for _ in range(asked.n or 1)]
     if asked.stream:
         return event_stream(answers, _chunks(answers, head, tokenizer, echoed, asked))
     choices = []
@@ -44,7 +46,7 @@ async def completions(http: HttpRequest) -> Response:
         scores = [score for piece in pieces for score in piece.scores]
         ended = finish_reason(pieces[-1])
         choices.append(_choice(i, text, ended, scores, tokenizer, asked.logprobs, len(echoed[i])))
-    return JSONResponse({**head, "choices": choices, "usage": _usage(whole, asked.n)})
+    return JSONResponse({**head, "choices": choices, "usage": _usage(whole, asked.n or 1)})
 
 
 def _listed(prompt: str | list[Any]) -> list[str | list[int]]:
@@ -57,10 +59,8 @@ def _echo(tokenizer: Tokenizer, prompt: str | list[int]) -> str:
 
 
 async def _prompts(engine: Engine, asked: CompletionRequest) -> list[Prompt]:
-    if asked.suffix:
-        raise ApiError(400, "suffix is not supported by this server", code="unsupported_parameter", param="suffix")
     listed = _listed(asked.prompt)
-    if not 1 <= len(listed) * asked.n <= engine.settings.max_choices:
+    if not 1 <= len(listed) * (asked.n or 1) <= engine.settings.max_choices:
         raise ApiError(400, f"prompts times n must be 1..{engine.settings.max_choices}", param="prompt")
     return [
         await engine.prepare(one, raw=True)
@@ -77,13 +77,13 @@ def _of_ids(ids: list[int], n_vocab: int) -> Prompt:
     return Prompt(tuple(ids))
 
 
-def _requests(engine: Engine, asked: CompletionRequest, prompts: Sequence[Prompt], client: str) -> list[Request]:
+def _requests(engine: Engine, asked: CompletionRequest, prompts: Sequence[Prompt], client: Client) -> list[Request]:
     requests: list[Request] = []
     for prompt in prompts:
         requests += engine.requests(
             prompt,
-            n=asked.n,
-            max_tokens=asked.max_tokens,
+            n=asked.n or 1,
+            max_tokens=asked.max_tokens or _MAX_TOKENS,
             seed=asked.seed,
             client=client,
             stop=[asked.stop] if isinstance(asked.stop, str) else asked.stop or [],
@@ -142,5 +142,5 @@ async def _chunks(
         if finish:
             lasts[i].append(piece)
     if asked.stream_options is not None and asked.stream_options.include_usage:
-        yield event({**head, "choices": [], "usage": _usage([lasts[i] for i in sorted(lasts)], asked.n)})
+        yield event({**head, "choices": [], "usage": _usage([lasts[i] for i in sorted(lasts)], asked.n or 1)})
     yield DONE

@@ -15,7 +15,7 @@ from starlette.requests import Request as HttpRequest
 from cellmd.api import Model
 from cellmd.errors import CellmdError, ContextLengthError
 from cellmd.processors.features import Prompt
-from cellmd.runtime.job import Job, Request
+from cellmd.runtime.job import NOBODY, Client, Job, Request
 from cellmd.runtime.result import Piece
 from cellmd.runtime.scheduler import Scheduler
 from cellmd.server.conversations import Conversations
@@ -77,24 +77,20 @@ class Engine:
         seed: int | None = None,
         constraint: GrammarConstraint | None = None,
         settings: Mapping[str, Any] | None = None,
-        client: str = "",
+        client: Client = NOBODY,
         **options: Any,
     ) -> list[Request]:
-        """n requests for answers to one prompt. max_tokens: None for as many as there is room for and the server gives.
+        """n requests for answers to one prompt. max_tokens: at most; there may be room for fewer, or the server give
+        fewer, which is what None asks for.
         settings: fields of `cellmd.runtime.answering.Settings`."""
         if n > self.settings.max_choices:
             raise ApiError(400, f"n may be at most {self.settings.max_choices}, found {n}", param="n")
-        if max_tokens is None:
-            max_tokens = min(self.settings.max_answer_tokens, self.model.context - len(prompt))
-            if max_tokens < 1:
-                raise ContextLengthError(
-                    f"a prompt of {len(prompt)} tokens leaves no room for an answer in {self.model.context} positions"
-                )
-        elif max_tokens > self.settings.max_answer_tokens:
-            limit = self.settings.max_answer_tokens
-            raise ApiError(
-                400, f"at most {limit} tokens are given to an answer, found {max_tokens}", param="max_tokens"
+        room = min(self.settings.max_answer_tokens, self.model.context - len(prompt))
+        if room < 1:
+            raise ContextLengthError(
+                f"a prompt of {len(prompt)} tokens leaves no room for an answer in {self.model.context} positions"
             )
+        max_tokens = room if max_tokens is None else min(max_tokens, room)
         made = []
         for i in range(n):
             own_seed = None if seed is None else (seed + i) % (1 << 63)

@@ -17,6 +17,7 @@ from cellmd.errors import ArgumentError, BackendError
 from cellmd.processors.tokenizer import Tokenizer
 from cellmd.processors.tool_calls import QUOTE
 from cellmd.server.call_grammar import call_grammar, names_alone
+from cellmd.server.formats import without_other_formats
 
 _MOST_CHARACTERS = 256 << 10
 
@@ -32,7 +33,7 @@ class Grammars:
         self._making = threading.Lock()
 
     def json_schema(self, schema: Mapping[str, Any]) -> GrammarConstraint:
-        text = _bounded(json.dumps(schema))
+        text = _bounded(json.dumps(without_other_formats(schema)))
         overrides: Any = {"whitespace_flexible": False}
         try:
             grammar = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=overrides)

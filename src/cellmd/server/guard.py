@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
+import re
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,6 +33,7 @@ _BODIES_AT_ONCE = 4
 _SMALL_BYTES = 64 << 10
 """A body of this size is taken even then: large ones do not keep a plain question out."""
 
+_NAMES = re.compile(r"[A-Za-z0-9-]{1,64}( *, *[A-Za-z0-9-]{1,64}){0,63}")
 _PUBLIC = ("/", "/health", "/openapi.json")
 _SECURITY = {
     "X-Content-Type-Options": "nosniff",
@@ -62,6 +64,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
         headers = Headers(scope=scope)
         origin = self._allowed_origin(scope, headers)
         answer = _Answer(send, origin, self._settings.send_seconds)
@@ -69,7 +72,7 @@ class Guard:
         try:
             self._check(scope, headers, origin)
             if scope["method"] == "OPTIONS" and origin is not None:
-                await _preflight()(scope, receive, answer.send)
+                await _preflight(headers)(scope, receive, answer.send)
             else:
                 body = await self._body(headers, receive, held)
                 with self._running_request():
@@ -102,7 +105,8 @@ class Guard:
                 403, "this server answers to the names of this machine's own loopback only", code="wrong_host"
             )
         if "origin" in headers and origin is None and not _same_origin(headers):
-            raise ApiError(403, "pages of other sites may not use this server", code="wrong_origin")
+            site = headers["origin"][:200]
+            raise ApiError(403, f"pages of {site!r} may not use this server; --origin lets them", code="wrong_origin")
         public = scope["path"] in _PUBLIC or scope["path"].startswith("/page/") or scope["method"] == "OPTIONS"
         if self._key is not None and not public and not self._has_key(headers):
             raise ApiError(401, "give the API key: Authorization: Bearer KEY", code="invalid_api_key")
@@ -121,7 +125,7 @@ class Guard:
         declared = headers.get("content-length", "0")
         if not declared.isdigit() or int(declared) > limit:
             raise ApiError(413, f"a request may have {limit:,} bytes", code="body_too_large")
-        chunks: list[bytes] = []
+        body = bytearray()  # not a list of pieces: freed in between others, they would not go back to the system
         try:
             async with asyncio.timeout(self._settings.body_seconds):
                 while True:
@@ -135,9 +139,9 @@ class Guard:
                         raise ApiError(413, f"a request may have {limit:,} bytes", code="body_too_large")
                     if self._held_bytes > _BODIES_AT_ONCE * limit and held.n_bytes > _SMALL_BYTES:
                         raise ApiError(503, "too many large requests are running already", code="overloaded")
-                    chunks.append(chunk)
+                    body += chunk
                     if not message.get("more_body", False):
-                        return b"".join(chunks)
+                        return bytes(body)
         except TimeoutError:
             seconds = self._settings.body_seconds
             raise ApiError(408, f"the request did not arrive within {seconds:g} s", code="timeout") from None
@@ -172,6 +176,7 @@ class _Answer:
                 headers.setdefault(name, value)
             if self._origin is not None:
                 headers["Access-Control-Allow-Origin"] = self._origin
+                headers["Access-Control-Expose-Headers"] = "Retry-After"
                 headers["Cross-Origin-Resource-Policy"] = "cross-origin"
                 headers.add_vary_header("Origin")
         try:
@@ -195,12 +200,14 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return next_message
 
 
-def _preflight() -> Response:
+def _preflight(headers: Headers) -> Response:
+    """What a page of an allowed site may do: send what headers it likes, as OpenAI's client in a browser does."""
+    wanted = headers.get("access-control-request-headers", "")
     return Response(
         status_code=204,
         headers={
             "Access-Control-Allow-Methods": "GET, POST, DELETE",
-            "Access-Control-Allow-Headers": "Authorization, Content-Type",
+            "Access-Control-Allow-Headers": wanted if _NAMES.fullmatch(wanted) else "Authorization, Content-Type",
             "Access-Control-Max-Age": "600",
         },
     )

@@ -31,7 +31,7 @@ def opened(asked: ResponsesRequest, model: str) -> dict[str, Any]:
         "instructions": asked.instructions,
         "max_output_tokens": asked.max_output_tokens,
         "metadata": asked.metadata or {},
-        "parallel_tool_calls": asked.parallel_tool_calls,
+        "parallel_tool_calls": asked.parallel_tool_calls is not False,
         "previous_response_id": asked.previous_response_id,
         "store": asked.store is not False,
         "temperature": asked.temperature,

@@ -25,7 +25,7 @@ async def responses(http: HttpRequest) -> Response:
     asked = parse(await http.body(), ResponsesRequest)
     items = [*_earlier(engine, asked.previous_response_id), *_items(asked.input)]
     chat = parse_object(as_chat(asked, items), ChatRequest)
-    answers = engine.answer(await chat_requests(engine, chat, client_of(http)))
+    answers = engine.answer(await chat_requests(engine, chat, client_of(http, asked)))
     head = opened(asked, engine.settings.name)
     tokenizer = engine.model.processor.tokenizer if chat.logprobs else None
 
@@ -86,7 +86,7 @@ def as_chat(asked: ResponsesRequest, items: Sequence[dict[str, Any]]) -> dict[st
     messages = [{"role": "system", "content": asked.instructions}] if asked.instructions else []
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
     return {
-        **{name: getattr(asked, name) for name in (*names, "logit_bias", "seed", "user", "top_logprobs")},
+        **{name: getattr(asked, name) for name in (*names, "logit_bias", "seed", "top_logprobs")},
         "messages": [*messages, *_messages(items)],
         "max_completion_tokens": asked.max_output_tokens,
         "tools": [_tool(i, tool) for i, tool in enumerate(asked.tools)] if asked.tools else None,
@@ -113,8 +113,8 @@ def _messages(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 messages.append({"role": "assistant", "tool_calls": [call]})
         elif kind == "function_call_output":
             output = item.get("output")
-            text = output if isinstance(output, str) else json.dumps(output)
-            messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": text})
+            content = _content(i, output) if isinstance(output, str | list) else json.dumps(output)
+            messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": content})
         elif kind != "reasoning":  # what the model reasoned in earlier turns is not shown to it again
             raise ApiError(400, f"input.{i}: items of type {kind!r} are not supported", param=f"input.{i}.type")
     return messages

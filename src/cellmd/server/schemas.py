@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
 from cellmd.server.errors import ApiError
@@ -15,9 +16,11 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class Form(BaseModel):
-    """Keys that are not known are ignored, as OpenAI's servers do with theirs between versions."""
+    """Keys that are not known are ignored, as OpenAI's servers do with theirs between versions. Not so `unsupported`
+    ones (with what to do instead), without which the answer would be another one than was asked for."""
 
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
+    unsupported: ClassVar[Mapping[str, str]] = {}
 
 
 class TextPart(Form):
@@ -30,7 +33,16 @@ class RefusalPart(Form):
     refusal: str
 
 
-class ImageUrl(Form):
+class Link(Form):
+    """Where a medium is, as an object; the URL alone is taken as well."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_url(cls, value: Any) -> Any:
+        return {"url": value} if isinstance(value, str) else value
+
+
+class ImageUrl(Link):
     url: str = Field(description="a data URL (data:image/png;base64,...); http(s) where the server allows it")
     detail: Literal["auto", "low", "high"] = "auto"
 
@@ -50,7 +62,7 @@ class AudioPart(Form):
     input_audio: InputAudio
 
 
-class VideoUrl(Form):
+class VideoUrl(Link):
     url: str = Field(description="a data URL (data:video/mp4;base64,...); http(s) where the server allows it")
 
 
@@ -59,7 +71,7 @@ class VideoPart(Form):
     video_url: VideoUrl
 
 
-class AudioUrl(Form):
+class AudioUrl(Link):
     url: str = Field(description="a data URL (data:audio/wav;base64,...); http(s) where the server allows it")
 
 
@@ -78,7 +90,7 @@ Part = Annotated[
 
 class FunctionCall(Form):
     name: str
-    arguments: str = "{}"
+    arguments: str | dict[str, Any] = Field("{}", description="JSON as text; an object is taken as well")
 
 
 class AssistantCall(Form):
@@ -179,22 +191,19 @@ class StreamOptions(Form):
     include_usage: bool = False
 
 
-class TemplateOptions(Form):
-    enable_thinking: bool | None = None
-
-
 class Sampled(Form):
     """What all interfaces that make text have in common. Beyond OpenAI's: top_k, min_p, repetition_penalty."""
 
-    model: str = ""
+    model: str | None = Field(None, description="not looked at: the server has one")
     temperature: float | None = Field(None, ge=0, le=100)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0)
+    top_p: float | None = Field(None, ge=0, le=1)
+    top_k: int | None = Field(None, ge=-1, description="0 and -1: among all tokens")
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     seed: int | None = None
-    stream: bool = False
-    user: str | None = None
+    stream: bool | None = None
+    user: str | None = Field(None, description="who asks: waiting requests take turns by it, too")
+    safety_identifier: str | None = Field(None, description="in the place of user")
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: dict[TokenId, Bias] | None = Field(None, max_length=1024, description="by token id")
@@ -203,44 +212,61 @@ class Sampled(Form):
         names = ("temperature", "top_p", "top_k", "min_p")
         penalties = ("repetition_penalty", "presence_penalty", "frequency_penalty")
         bias = None if self.logit_bias is None else {int(token): bias for token, bias in self.logit_bias.items()}
-        return {**{name: getattr(self, name) for name in (*names, *penalties)}, "logit_bias": bias}
+        values = {name: getattr(self, name) for name in (*names, *penalties)}
+        return {**values, "top_k": 0 if self.top_k == -1 else self.top_k, "logit_bias": bias}
 
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
+_FORM = "response_format says what form the answer has to have"
+
+
 class ChatRequest(Sampled):
+    unsupported = {
+        "functions": "`tools` are their successor",
+        "function_call": "`tool_choice` is its successor",
+        "audio": "answers are text",
+        "web_search_options": "the server looks nothing up",
+        **dict.fromkeys(
+            ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"), _FORM
+        ),
+        **dict.fromkeys(("grammar", "json_schema"), _FORM),
+    }
     messages: list[Message] = Field(min_length=1, max_length=4096)
     tools: list[Tool] | None = Field(None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
-    parallel_tool_calls: bool = True
+    parallel_tool_calls: bool | None = Field(None, description="false: at most one call an answer")
     response_format: ResponseFormat | None = None
-    logprobs: bool = False
+    logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     stop: str | list[str] | None = None
-    n: Count = 1
-    max_completion_tokens: Count | None = None
-    max_tokens: Count | None = None
+    n: Count | None = None
+    max_completion_tokens: Count | None = Field(None, description="at most; the server and the context may give less")
+    max_tokens: Count | None = Field(None, description="the older name of max_completion_tokens")
+    modalities: list[Literal["text"]] | None = None
     stream_options: StreamOptions | None = None
     reasoning_effort: Effort | None = Field(None, description="none and minimal: no reasoning; others a budget")
     reasoning_budget: int | None = Field(None, ge=0, description="not OpenAI's: most tokens of reasoning; 0: none")
-    chat_template_kwargs: TemplateOptions | None = Field(None, description="not OpenAI's: {enable_thinking: bool}")
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="not OpenAI's: enable_thinking and whatever else the model's chat template reads"
+    )
     image_tokens: Literal[70, 140, 280, 560, 1120] | None = Field(
         None, description="not OpenAI's: soft tokens a picture may take, before what its detail says"
     )
 
 
 class CompletionRequest(Sampled):
+    unsupported = {"suffix": "the model goes on from a text, it does not fill a gap"}
     prompt: str | list[str] | list[int] | list[list[int]] = Field(
         description="the exact prompt, as text or token ids, or several; no chat template runs"
     )
-    max_tokens: Count = 16
-    n: Count = 1
+    max_tokens: Count | None = Field(None, description="16 if left out")
+    n: Count | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
-    echo: bool = False
+    echo: bool | None = None
     stop: str | list[str] | None = None
     stream_options: StreamOptions | None = None
-    suffix: str | None = Field(None, description="not supported: left out")
 
 
 class ResponsesFormat(Form):
@@ -252,13 +278,18 @@ class ResponsesReasoning(Form):
 
 
 class ResponsesRequest(Sampled):
+    unsupported = {
+        "background": "the answer is made while the client waits",
+        "conversation": "`previous_response_id` goes on from an earlier response",
+        "prompt": "the server keeps no templates of prompts",
+    }
     input: str | list[dict[str, Any]] = Field(
         description="a text, or message, function_call, function_call_output items"
     )
     instructions: str | None = None
     tools: list[dict[str, Any]] | None = Field(None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
-    parallel_tool_calls: bool = True
+    parallel_tool_calls: bool | None = Field(None, description="false: at most one call an answer")
     text: ResponsesFormat | None = None
     reasoning: ResponsesReasoning | None = None
     max_output_tokens: Count | None = None
@@ -284,11 +315,35 @@ def parse(body: bytes, form: type[Request]) -> Request:
 
 
 def parse_object(content: Any, form: type[Request]) -> Request:
+    asked = content if isinstance(content, dict) else {}
+    for key, instead in getattr(form, "unsupported", {}).items():
+        if asked.get(key):
+            raise ApiError(400, f"{key} is not supported: {instead}", code="unsupported_parameter", param=key)
     try:
         return form.model_validate(content)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(str(step) for step in first["loc"]) or "body"
-        raise ApiError(400, f"{where}: {first['msg']}", code="invalid_value", param=where) from None
+        # Of the forms that a value may have, the one it comes closest to is the one that goes furthest into it.
+        errors = error.errors(include_url=False, include_input=False, include_context=False)
+        places = [_place(content, each["loc"], missing=each["type"] == "missing") for each in errors]
+        furthest = max(range(len(errors)), key=lambda i: len(places[i]))
+        where = ".".join(places[furthest]) or "body"
+        raise ApiError(400, f"{where}: {errors[furthest]['msg']}", code="invalid_value", param=where) from None
     except RecursionError:
         raise ApiError(400, "the body is nested too deep", code="invalid_json") from None
+
+
+def _place(content: Any, steps: Sequence[int | str], *, missing: bool) -> list[str]:
+    """Where in the content an error lies: of the validator's steps those that are keys and indices in it, and the last
+    one if it is a key that is missing; the others name forms."""
+    place = []
+    for i, step in enumerate(steps):
+        if isinstance(content, dict):
+            if step in content:
+                content = content[step]
+            elif not missing or i < len(steps) - 1:
+                continue
+            place.append(str(step))
+        elif isinstance(content, list) and isinstance(step, int):
+            content = content[step]
+            place.append(str(step))
+    return place

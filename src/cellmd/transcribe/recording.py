@@ -15,7 +15,7 @@ from cellmd.api import Model
 from cellmd.errors import BusyError, CellmdError, UnsupportedModelError
 from cellmd.processors.decode_audio import decode_audio
 from cellmd.processors.sources import MediaLimits
-from cellmd.runtime.job import Job
+from cellmd.runtime.job import NOBODY, Client, Job
 from cellmd.runtime.result import Piece
 from cellmd.runtime.scheduler import Scheduler
 from cellmd.transcribe.formats import Segment
@@ -63,7 +63,7 @@ def transcribe(
     task: Task,
     *,
     at_once: int,
-    client: str = "",
+    client: Client = NOBODY,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[Segment]:
     """The segments of the spans, in order, as they are done; at_once of them are in the scheduler at a time.
