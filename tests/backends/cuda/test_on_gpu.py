@@ -295,3 +295,20 @@ def test_models_of_every_modality(gpu: Ops, tmp_path: Path, shape: str, recipe: 
         results.append([model.logits(prompt), *model_cases.soft_tokens(model, prompt)])
     for want, plain, got in zip(*results, strict=True):
         assert error(got, want) <= 2 * error(plain, want)
+
+
+@pytest.mark.parametrize(
+    ("shape", "recipe"),
+    [("tiny", "float"), ("deep_shared", "aggressive"), ("wide_heads", "balanced"), ("no_ple", "qat")],
+)
+def test_logits_against_transformers(gpu: Ops, tmp_path: Path, shape: str, recipe: str) -> None:
+    """On the same weights, media in the prompt: the reference implementation in float64 is the exact answer, and
+    bfloat16 alone is the yardstick."""
+    from transformers_model import ReferencePair, inputs
+
+    container = Container.open(model_cases.build(tmp_path, shape, recipe))
+    pair = ReferencePair(container, tmp_path / "decoded")
+    prompt = model_cases.media_prompt(Model(container, ReferenceOps()))
+    _, exact = pair(lambda model: model(**inputs(model, prompt)).logits[0])
+    plain, got = (Model(container, ops).logits(prompt) for ops in (Bf16Ops(), gpu))
+    assert error(got, exact) <= 2 * error(plain, exact)
