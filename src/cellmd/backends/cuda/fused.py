@@ -6,6 +6,7 @@ block before, x = (x + norm(y)) * scale, and the norm of x. With more rows it is
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -246,6 +247,16 @@ class FusedCudaOps(CudaOps, FusedOps):
     """See `cellmd.backends.cuda.create`, which makes one where Triton is installed."""
 
     recorded_rows = (*FEW_ROWS, *MANY_ROWS)
+
+    def __init__(self, device: str | torch.device = "cuda", *, tables_on_device: bool = False) -> None:
+        super().__init__(device, tables_on_device=tables_on_device)
+        threading.Thread(target=self._start, name="cellmd-start").start()
+
+    def _start(self) -> None:
+        """What the first kernel and the first product wait for, half a second: done while weights are bound."""
+        x = torch.zeros((16, 16), device=self.device)
+        norms.rms_norm(x, None, 1.0)
+        torch.mm(x.bfloat16(), x.bfloat16(), out_dtype=torch.float32)
 
 
 def _takes(x: Tensor, *matrices: DeviceMatrix) -> bool:

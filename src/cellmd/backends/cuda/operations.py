@@ -14,8 +14,8 @@ from cellmd.backends.ops import Clip
 from cellmd.errors import BackendError, ContextLengthError
 from cellmd.quant.tensor import PackedTensor
 
-_WORKING_BYTES = 1 << 28
-"""Beside the weights: activations of a chunk of a prompt, torch's own."""
+_WORKING_BYTES = 1 << 29
+"""Beside the weights: activations of a chunk of a prompt, of recordings and of what is not recorded; torch's own."""
 
 
 class CudaOps(TorchOps):
