@@ -10,7 +10,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from cellmd.backends.cuda.kernels import attention, common, linear, lookup, norms, top_k
+from cellmd.backends.cuda.kernels import attention, common, linear, lookup, norms, top_k, towers
 from cellmd.backends.cuda.kernels.layout import n_pieces
 from cellmd.backends.cuda.weights import DeviceMatrix, DeviceTable
 
@@ -74,6 +74,18 @@ def rest(n_rows: int) -> None:
     top_k.top_k(torch.empty(n_rows, 1 << 15), 64)
 
 
+def many() -> None:
+    """The towers, and many rows of a prompt."""
+    towers.clamp(torch.empty(300, D), -1.0, 1.0, torch.bfloat16)
+    towers.geglu_into(torch.empty((300, D), dtype=torch.bfloat16), torch.empty(300, D), torch.empty(300, 2 * D)[:, D:])
+    q, turns = torch.empty(300, 12, 64), torch.empty(300, 2, 16)
+    towers.norm_heads(q, None, 1e-6)
+    towers.norm_turn_2d(q, q[0, 0], 1e-6, turns, turns, torch.bfloat16)
+    q = torch.empty(300, 8, 128)
+    towers.relative_attention(q, q, q, q[:13], past=12, future=0, cap=50.0, dtype=torch.bfloat16)
+    towers.depthwise_conv1d(torch.empty(300, 1024), torch.empty(1024, 5))
+
+
 def main(capability: int, room: int) -> None:
     driver.set_active(Absent(capability))
 
@@ -85,7 +97,7 @@ def main(capability: int, room: int) -> None:
             sys.exit(f"{kernel.fn.__name__} {constants}: {compiled.metadata.shared} bytes of shared memory")
 
     common.shared_memory = lambda device: room
-    for module in (attention, linear, lookup, norms, top_k):
+    for module in (attention, linear, lookup, norms, top_k, towers):
         module.launch = compile_only
     for n_rows in (1, 8, 64):
         products(n_rows, 4, 128)
@@ -94,6 +106,7 @@ def main(capability: int, room: int) -> None:
     products(1, 8, 32)
     products(64, 8, 32)
     rest(8)
+    many()
 
 
 if __name__ == "__main__":

@@ -116,18 +116,24 @@ class Ops(ABC):
     def to_numpy(self, x: Tensor) -> Any:
         """x as a NumPy array on the host that outlives `begin`."""
 
-    # ---- steps that come again ------------------------------------------------------------------------------------
+    # ---- work that comes again ------------------------------------------------------------------------------------
 
-    def replay(self, key: object, function: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
-        """function(*inputs), for a step that comes again and again with other integers: a backend may record what it
-        does, and do that again without calling it.
+    def replay(self, key: object, name: str, function: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
+        """function(*inputs), for work that comes again and again with other inputs: a backend may record what it does,
+        and do that again without calling it.
 
-        inputs: int32 tensors (N,), one entry a row, made by `ints` or `top_k`. The function calls operations alone,
-        reads nothing on the host, and is row by row: beside what it writes to caches it gives tensors (N, ...), or a
-        tuple of them, that depend on a row's own entries. So it may be called with rows repeated, and more than once:
-        writing the same again changes nothing. key: an object that stands for the function and all it refers to; what
-        is recorded goes when the key does. Results last until the next `begin` or `replay`.
+        inputs: tensors (N, ...), one entry a row: int32 made by `ints` or `top_k`, or float32, which the function may
+        use up. The function calls operations alone, reads nothing on the host, and is row by row: beside what it writes
+        to caches it gives tensors (N, ...), or a tuple of them, that depend on a row's own entries. So it may be called
+        with rows repeated, and more than once: writing the same again changes nothing. key and name stand for the
+        function and all it refers to; what is recorded goes when the key does. Results last until the next `begin` or
+        `replay`.
         """
+        return function(*inputs)
+
+    def replay_whole(self, key: object, name: object, function: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
+        """As `replay`, of work whose rows know of one another and in which nothing is written to caches: the function
+        is called with the inputs as they are, and may come again with others of the same shapes. name is hashable."""
         return function(*inputs)
 
     # ---- rows -----------------------------------------------------------------------------------------------------
@@ -298,6 +304,9 @@ class Ops(ABC):
     def rope_2d(self, x: Tensor, table_x: Tensor, table_y: Tensor) -> Tensor:
         """The first half of each head's channels turned by table_x, the second by table_y, each as a head of its own
         width hd / 2. x (N, H, hd); tables from `rope_table(positions, base, hd / 2, hd / 2)`."""
+
+    def norm_rope_2d(self, x: Tensor, weight: Tensor, eps: float, table_x: Tensor, table_y: Tensor) -> Tensor:
+        return self.rope_2d(self.rms_norm(x, weight, eps), table_x, table_y)
 
     @abstractmethod
     def new_cache(self, n_slots: int, capacity: int, n_kv_heads: int, head_dim: int) -> Any:

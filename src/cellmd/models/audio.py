@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cellmd.backends.ops import Matrix, Ops, Tensor
@@ -96,10 +97,13 @@ class AudioTower:
     def encode(self, sound: AudioFeatures, observe: Observe = ignore) -> Tensor:
         """Soft tokens float32 (a quarter of the frames, rounded up, D of the decoder), valid until the backend's next
         `begin`."""
+        work, log_mel = partial(self._encode, observe=observe), self._ops.floats(sound.log_mel)
+        return work(log_mel) if observe is not ignore else self._ops.replay_whole(self, "sound", work, (log_mel,))
+
+    def _encode(self, log_mel: Tensor, observe: Observe) -> Tensor:
         ops, config = self._ops, self._config
-        x = ops.floats(sound.log_mel)
-        n_frames, n_bins = x.shape
-        x = ops.reshape(x, (n_frames, n_bins, 1))
+        n_frames, n_bins = log_mel.shape
+        x = ops.reshape(log_mel, (n_frames, n_bins, 1))
         for kernel, norm, channels in self._convs:
             x = ops.conv2d(x, kernel)
             n_frames, n_bins = (n_frames + 1) // 2, (n_bins + 1) // 2

@@ -23,8 +23,9 @@ Source: Gemma 4 as published in transformers, `models/gemma4/modeling_gemma4.py`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from cellmd.backends.ops import Matrix, Ops, Tensor
@@ -57,12 +58,14 @@ class Batch:
 
 
 class _Rows(NamedTuple):
-    """What every layer needs to know of its rows. `turns`: a RoPE table for each kind of layer."""
+    """What every layer needs to know of the rows. `turns`: a RoPE table for each kind of layer."""
 
     n: int
     positions: Tensor
     slots: Tensor
     turns: tuple[Tensor, ...]
+    caches: Caches
+    observe: Observe
 
 
 class _OpenEnd(NamedTuple):
@@ -131,58 +134,105 @@ class Decoder:
             self._early_inputs = lambda x, ids: [None] * last_writer
             self._late_inputs = lambda x, ids: [None] * (config.n_layers - last_writer)
 
-    def forward(self, batch: Batch, caches: Sequence[Any], observe: Observe = ignore) -> Tensor | None:
+    def forward(
+        self, batch: Batch, caches: Caches, observe: Observe = ignore, key: object | None = None
+    ) -> Tensor | None:
         """Run the rows of a batch; logits float32 (R, V) of the wanted ones, None if there are none.
 
         caches: by layer index, the cache of every layer that writes keys and values (anything for the others).
+        key: stands for this decoder and these caches, for `Ops.replay` of what is done where some logits are unwanted.
         """
-        ops = self._ops
+        ops, at = self._ops, (batch.ids, batch.positions, batch.slots)
         ops.begin()
         x = ops.embed(self._embedding, batch.ids, self._config.d_model**0.5)
         for rows, soft_tokens in batch.soft:
             ops.put_rows_(x, rows, soft_tokens)
         observe("embedded", x)
-
-        all_rows = self._rows(batch.n_rows, batch.positions, batch.slots)
-        early_inputs = self._early_inputs(x, batch.ids)
         if batch.wanted is None:
-            late_inputs = self._late_inputs(x, batch.ids)
-        elif batch.n_wanted:
-            wanted_ids = ops.take_rows(batch.ids, batch.wanted)
-            late_inputs = self._late_inputs(ops.take_rows(x, batch.wanted), wanted_ids)
+            return self._all(x, *at, caches, observe)
 
-        open_end = None
-        for block, own_input in zip(self._early, early_inputs, strict=True):
-            open_end = self._layer(block, block.projections, x, open_end, own_input, all_rows, caches, observe)
+        def run(name: str, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+            work = partial(function, caches=caches, observe=observe)
+            return work(*inputs) if key is None or observe is not ignore else ops.replay(key, name, work, inputs)
 
+        embedded = ops.take_rows(x, batch.wanted) if batch.n_wanted else None
+        x = run("writing", self._write, x, *at)
+        if embedded is None:
+            return None
+        wanted = (ops.take_rows(each, batch.wanted) for each in (x, *at))
+        return run("answering", self._answer, embedded, *wanted)
+
+    def _all(
+        self, x: Tensor, ids: Tensor, positions: Tensor, slots: Tensor, caches: Caches, observe: Observe
+    ) -> Tensor:
+        """Logits of all rows, from their embeddings."""
+        rows = self._rows(positions, slots, caches, observe)
+        late_inputs = self._late_inputs(x, ids)
+        open_end = self._layers(self._early, self._early_inputs(x, ids), x, None, rows)
         block = self._last_writer
-        if batch.wanted is None:
-            rows, projections = all_rows, block.projections
-        else:
-            written = self._projected(x, open_end, block, block.projections[1:])
-            open_end = None
-            self._append(block, written, all_rows, caches)
-            if not batch.n_wanted:
-                return None
-            x = ops.take_rows(x, batch.wanted)
-            positions, slots = ops.take_rows(batch.positions, batch.wanted), ops.take_rows(batch.slots, batch.wanted)
-            rows, projections = self._rows(batch.n_wanted, positions, slots), block.queries
-        open_end = self._layer(block, projections, x, open_end, late_inputs[0], rows, caches, observe)
+        open_end = self._layer(block, block.projections, x, open_end, late_inputs[0], rows)
+        return self._logits(x, open_end, late_inputs[1:], rows)
 
-        for block, own_input in zip(self._late, late_inputs[1:], strict=True):
-            open_end = self._layer(block, block.projections, x, open_end, own_input, rows, caches, observe)
+    def _write(
+        self, x: Tensor, ids: Tensor, positions: Tensor, slots: Tensor, caches: Caches, observe: Observe
+    ) -> Tensor:
+        """What is done for every row, from its embedding: all keys and values are written. x before the layer that
+        writes the last of them."""
+        rows, block = self._rows(positions, slots, caches, observe), self._last_writer
+        open_end = self._layers(self._early, self._early_inputs(x, ids), x, None, rows)
+        self._append(block, self._projected(x, open_end, block, block.projections[1:]), rows)
+        return x
+
+    def _answer(
+        self,
+        embedded: Tensor,
+        x: Tensor,
+        ids: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        caches: Caches,
+        observe: Observe,
+    ) -> Tensor:
+        """Logits of rows whose keys and values are written, from their embeddings and from x of `_write`."""
+        rows, block = self._rows(positions, slots, caches, observe), self._last_writer
+        late_inputs = self._late_inputs(embedded, ids)
+        open_end = self._layer(block, block.queries, x, None, late_inputs[0], rows)
+        return self._logits(x, open_end, late_inputs[1:], rows)
+
+    def _logits(
+        self,
+        x: Tensor,
+        open_end: _OpenEnd | None,
+        inputs: Sequence[Tensor | None],
+        rows: _Rows,
+    ) -> Tensor:
+        """The layers that write nothing, and the head."""
+        open_end = self._layers(self._late, inputs, x, open_end, rows)
         self._close(x, open_end)
-        return ops.norm_logits(x, self._norm, self._eps, self._embedding, self._config.softcap or 0.0)
+        return self._ops.norm_logits(x, self._norm, self._eps, self._embedding, self._config.softcap or 0.0)
 
-    def _rows(self, n_rows: int, positions: Tensor, slots: Tensor) -> _Rows:
+    def _layers(
+        self,
+        blocks: Sequence[_Block],
+        inputs: Sequence[Tensor | None],
+        x: Tensor,
+        open_end: _OpenEnd | None,
+        rows: _Rows,
+    ) -> _OpenEnd | None:
+        """Layers that do all they can do, one after another; see `_layer`."""
+        for block, own_input in zip(blocks, inputs, strict=True):
+            open_end = self._layer(block, block.projections, x, open_end, own_input, rows)
+        return open_end
+
+    def _rows(self, positions: Tensor, slots: Tensor, caches: Caches, observe: Observe = ignore) -> _Rows:
         turns = tuple(self._ops.rope_table(positions, *turn) for turn in self._turns)
-        return _Rows(n_rows, positions, slots, turns)
+        return _Rows(positions.shape[0], positions, slots, turns, caches, observe)
 
-    def _append(self, block: _Block, written: Sequence[Tensor], rows: _Rows, caches: Caches) -> None:
+    def _append(self, block: _Block, written: Sequence[Tensor], rows: _Rows) -> None:
         ops, shape = self._ops, (rows.n, *block.kv_shape)
         keys, values = (ops.reshape(y, shape) for y in written)
         turns = rows.turns[block.turn]
-        cache = caches[block.cache]
+        cache = rows.caches[block.cache]
         if self._config.values_normed:
             ops.append_normed_(cache, keys, values, block.k_norm, self._eps, turns, rows.slots, rows.positions)
         else:
@@ -209,22 +259,20 @@ class Decoder:
         open_end: _OpenEnd | None,
         own_input: Tensor | None,
         rows: _Rows,
-        caches: Caches,
-        observe: Observe,
     ) -> _OpenEnd | None:
         """One layer, into x (N, D) itself. projections: the block's q, k and v, or q alone to write nothing. open_end:
         of the layer before. Its own is left open for the next layer too, unless somebody observes."""
         ops, eps = self._ops, self._eps
         queries, *written = self._projected(x, open_end, block, projections)
         queries = ops.reshape(queries, (rows.n, *block.q_shape))
-        turns, cache = rows.turns[block.turn], caches[block.cache]
+        turns, cache = rows.turns[block.turn], rows.caches[block.cache]
         at = rows.slots, rows.positions
         if written and self._config.values_normed:
             keys, values = (ops.reshape(y, (rows.n, *block.kv_shape)) for y in written)
             queries = ops.norm_rope_append_(queries, block.q_norm, cache, keys, values, block.k_norm, eps, turns, *at)
         else:
             if written:
-                self._append(block, written, rows, caches)
+                self._append(block, written, rows)
             queries = ops.norm_rope(queries, block.q_norm, eps, turns)
         attended = ops.attention(queries, cache, *at, block.window)
         attended = ops.reshape(attended, (rows.n, block.q_shape[0] * block.q_shape[1]))
@@ -232,15 +280,15 @@ class Decoder:
         gated = ops.add_norm_norm_geglu_(x, y, block.attention_norm, block.ffn_norm, eps, *block.gate_up)
         y, norm = ops.linear(gated, block.down), block.ffn_out_norm
         if block.per_layer is not None:
-            observe(block.input_name, own_input)
+            rows.observe(block.input_name, own_input)
             gate_in, projection, own_norm = block.per_layer
             gated = ops.add_norm_gate_(x, y, norm, eps, gate_in, own_input)
             y, norm = ops.linear(gated, projection), own_norm
         end = _OpenEnd(y, norm, block.scale)
-        if observe is ignore:
+        if rows.observe is ignore:
             return end
         self._close(x, end)
-        observe(block.name, x)
+        rows.observe(block.name, x)
         return None
 
 

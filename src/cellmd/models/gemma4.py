@@ -36,9 +36,12 @@ class Gemma4:
             tower, embedder = weights.under("audio_tower."), weights.under("embed_audio.")
             self._audio = AudioTower(ops, config.audio, tower, embedder)
 
-    def forward(self, batch: Batch, caches: Sequence[Any], observe: Observe = ignore) -> Tensor | None:
-        """Logits float32 (R, V) of the wanted rows, valid until the next pass of any kind; None if none are wanted."""
-        return self._decoder.forward(batch, caches, observe)
+    def forward(
+        self, batch: Batch, caches: Sequence[Any], observe: Observe = ignore, key: object | None = None
+    ) -> Tensor | None:
+        """Logits float32 (R, V) of the wanted rows, valid until the next pass of any kind; None if none are wanted.
+        Arguments as for `Decoder.forward`."""
+        return self._decoder.forward(batch, caches, observe, key)
 
     def encode_image(self, image: ImageFeatures, observe: Observe = ignore) -> Tensor:
         """Soft tokens float32 (n_soft_tokens, D) of a picture or film frame, which last."""

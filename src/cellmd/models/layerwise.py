@@ -8,7 +8,6 @@ from typing import Any
 from cellmd.backends.ops import Ops, Tensor
 from cellmd.config import TextConfig
 from cellmd.models.decoder import Batch, Decoder, PerLayerInputs
-from cellmd.models.observe import ignore
 from cellmd.models.weights import Weights
 
 
@@ -37,8 +36,8 @@ class LayerwiseDecoder(Decoder):
     def layer(self, index: int, x: Tensor, own_input: Tensor | None, batch: Batch, caches: Mapping[int, Any]) -> Tensor:
         """Run a layer into x (N, D) itself. caches: by layer index, at least the one that this layer reads."""
         block = self._blocks[index]
-        rows = self._rows(batch.n_rows, batch.positions, batch.slots)
-        self._close(x, self._layer(block, block.projections, x, None, own_input, rows, caches, ignore))
+        rows = self._rows(batch.positions, batch.slots, caches)
+        self._close(x, self._layer(block, block.projections, x, None, own_input, rows))
         return x
 
     def final_norm(self, x: Tensor) -> Tensor:

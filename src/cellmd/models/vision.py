@@ -12,6 +12,7 @@ Source: transformers, `models/gemma4/modeling_gemma4.py`, classes Gemma4Vision* 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cellmd.backends.ops import Matrix, Ops, Tensor
@@ -54,14 +55,25 @@ class VisionTower:
 
     def encode(self, image: ImageFeatures, observe: Observe = ignore) -> Tensor:
         """Soft tokens float32 (n_patches / pooling^2, D of the decoder), valid until the backend's next `begin`."""
-        ops, config = self._ops, self._config
-        height, width = image.grid_height, image.grid_width
-        n_patches = height * width
-        columns = ops.ints([i % width for i in range(n_patches)])
-        rows = ops.ints([i // width for i in range(n_patches)])
-        rows_of_table = ops.ints([config.position_table_size + i // width for i in range(n_patches)])
+        ops, width = self._ops, image.grid_width
+        places = [divmod(i, width) for i in range(image.grid_height * width)]
+        inputs = (
+            ops.floats(image.patches),
+            ops.ints([column for _, column in places]),
+            ops.ints([row for row, _ in places]),
+            ops.ints([self._config.position_table_size + row for row, _ in places]),
+        )
+        work = partial(self._encode, width=width, observe=observe)
+        return work(*inputs) if observe is not ignore else ops.replay_whole(self, width, work, inputs)
 
-        x = ops.linear(ops.affine(ops.floats(image.patches), 2.0, -0.5), self._patches)
+    def _encode(
+        self, patches: Tensor, columns: Tensor, rows: Tensor, rows_of_table: Tensor, width: int, observe: Observe
+    ) -> Tensor:
+        """patches (n, 3 * patch_size^2) in a grid of so many columns, and where each lies: int32 (n,); the second half
+        of the position table is for rows."""
+        ops, config = self._ops, self._config
+        n_patches = patches.shape[0]
+        x = ops.linear(ops.affine(patches, 2.0, -0.5), self._patches)
         ops.add_(x, ops.embed(self._positions, columns, 1.0))
         ops.add_(x, ops.embed(self._positions, rows_of_table, 1.0))
         observe("embedded", x)
@@ -85,8 +97,8 @@ class VisionTower:
         ops, config = self._ops, self._config
         eps, heads = config.norm_eps, (n, config.n_heads, config.head_dim)
         q, k, v = (ops.reshape(y, heads) for y in ops.norm_linears(x, block.input_norm, eps, block.q_k_v))
-        q = ops.rope_2d(ops.rms_norm(q, block.q_norm, eps), *turns)
-        k = ops.rope_2d(ops.rms_norm(k, block.k_norm, eps), *turns)
+        q = ops.norm_rope_2d(q, block.q_norm, eps, *turns)
+        k = ops.norm_rope_2d(k, block.k_norm, eps, *turns)
         attended = ops.attention_bidirectional(q, k, ops.rms_norm(v, None, eps))
         attended = ops.reshape(attended, (n, config.n_heads * config.head_dim))
         ops.add_norm_(x, ops.linear(attended, block.output), block.attention_norm, eps)

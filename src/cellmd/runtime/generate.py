@@ -75,9 +75,9 @@ class Runner:
         batch = pack(self._ops, parts, self._pad_id, self._placeholders)
         self.cache.reserve(max(part.sequence.n_done + part.n_rows for part in parts))
         if batch.n_rows == batch.n_wanted == len(parts) and not batch.soft and observe is ignore:
-            logits = self._ops.replay(self.cache, self._step, (batch.ids, batch.positions, batch.slots))
+            logits = self._ops.replay(self.cache, "step", self._step, (batch.ids, batch.positions, batch.slots))
         else:
-            logits = self.model.forward(batch, self.cache.layers, observe)
+            logits = self.model.forward(batch, self.cache.layers, observe, key=self.cache)
         for part in parts:
             part.sequence.n_done += part.n_rows
             self.cache.note_written(part.sequence.slot, part.sequence.n_done)
@@ -90,6 +90,7 @@ class Runner:
 
     def prefill(self, sequence: Sequence) -> Logits:
         """Run all that is pending, in chunks; the logits of the last token."""
+        self.cache.reserve(len(sequence.token_ids))
         while sequence.n_pending > self.cache.chunk:
             self.advance([Part(sequence, self.cache.chunk, 0)])
         return self._last(self.advance([Part(sequence, sequence.n_pending, 1)]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from cellmd.errors import BackendError
 def impostor(cuda_version: str | None, available: bool = True, capability: tuple[int, int] = (9, 0)) -> Any:
     torch: Any = ModuleType("torch")
     torch.__version__ = "2.99"
+    torch.__spec__ = ModuleSpec("torch", None)
     torch.version = SimpleNamespace(cuda=cuda_version)
     torch.cuda = SimpleNamespace(
         is_available=lambda: available,

@@ -260,10 +260,10 @@ class Bf16Ops(ReferenceOps):
         return super().attention_bidirectional(*(nearest_bf16(x) for x in (q, k, v)))
 
 
-def runner(ops: Ops, container: Container, n_slots: int) -> Runner:
+def runner(ops: Ops, container: Container, n_slots: int, chunk: int = 128) -> Runner:
     config = ModelConfig.from_dict(container.config)
     model = Gemma4(ops, config, container.tensors)
-    return Runner(model, KvCache(ops, config.text, n_slots=n_slots, context=3000, chunk=128))
+    return Runner(model, KvCache(ops, config.text, n_slots=n_slots, context=3000, chunk=chunk))
 
 
 @pytest.mark.parametrize("n_streams", [1, 3, 64])
@@ -295,3 +295,38 @@ def test_models_of_every_modality(gpu: Ops, tmp_path: Path, shape: str, recipe: 
         results.append([model.logits(prompt), *model_cases.soft_tokens(model, prompt)])
     for want, plain, got in zip(*results, strict=True):
         assert error(got, want) <= 2 * error(plain, want)
+
+
+@pytest.mark.parametrize("n_rows", [30, 100, 700])
+def test_recorded_prompts_and_media(gpu: Ops, tmp_path: Path, n_rows: int) -> None:
+    """As they come, while they are recorded, and from the recordings, others in between; then in a cache that grows."""
+    container = Container.open(model_cases.build(tmp_path, "deep_shared", "qat"))
+    texts = [model_cases.text_prompt(n_rows - seed, seed).token_ids for seed in range(2)]
+    results: list[list[Any]] = []
+    for ops in (ReferenceOps(), Bf16Ops(), gpu):
+        model, mine = Model(container, ops), runner(ops, container, 1, chunk=300)
+        prompts = [model_cases.media_prompt(model, seed) for seed in range(2)]
+        results.append([])
+        for ids in (*texts, *texts, *texts, texts[0] * 3):
+            results[-1].append(mine.prefill(Sequence(0, list(ids))).all())
+        for prompt in prompts * 3:
+            results[-1] += model_cases.soft_tokens(model, prompt)
+    for want, plain, got in zip(*results, strict=True):
+        assert error(got, want) <= 2 * error(plain, want)
+
+
+@pytest.mark.parametrize(
+    ("shape", "recipe"),
+    [("tiny", "float"), ("deep_shared", "aggressive"), ("wide_heads", "balanced"), ("no_ple", "qat")],
+)
+def test_logits_against_transformers(gpu: Ops, tmp_path: Path, shape: str, recipe: str) -> None:
+    """On the same weights, media in the prompt: the reference implementation in float64 is the exact answer, and
+    bfloat16 alone is the yardstick."""
+    from transformers_model import ReferencePair, inputs
+
+    container = Container.open(model_cases.build(tmp_path, shape, recipe))
+    pair = ReferencePair(container, tmp_path / "decoded")
+    prompt = model_cases.media_prompt(Model(container, ReferenceOps()))
+    _, exact = pair(lambda model: model(**inputs(model, prompt)).logits[0])
+    plain, got = (Model(container, ops).logits(prompt) for ops in (Bf16Ops(), gpu))
+    assert error(got, exact) <= 2 * error(plain, exact)

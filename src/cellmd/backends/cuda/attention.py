@@ -194,13 +194,13 @@ def _in_order(q: torch.Tensor, cache: Cache, slot: int, position: int, window: i
 
 
 def bidirectional(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`Ops.attention_bidirectional`, products in `dtype`."""
+    """`Ops.attention_bidirectional`, products and result in `dtype`."""
     q, k, v = (x.transpose(0, 1).to(dtype) for x in (q, k, v))
     if dtype == torch.float32:
         attended = torch.softmax(q @ k.transpose(1, 2), dim=-1) @ v
     else:
         attended = functional.scaled_dot_product_attention(q[None], k[None], v[None], scale=1.0)[0]
-    return attended.transpose(0, 1).float().contiguous()
+    return attended.transpose(0, 1).contiguous()
 
 
 def relative(

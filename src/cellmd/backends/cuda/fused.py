@@ -6,26 +6,33 @@ block before, x = (x + norm(y)) * scale, and the norm of x. With more rows it is
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import triton
 
+from cellmd.backends.cuda import attention as plain_attention
 from cellmd.backends.cuda.attention import Cache, Ints
+from cellmd.backends.cuda.graph import FEW_ROWS, MANY_ROWS
 from cellmd.backends.cuda.kernels import attention as attend
 from cellmd.backends.cuda.kernels import linear as few
-from cellmd.backends.cuda.kernels import lookup, norms
+from cellmd.backends.cuda.kernels import lookup, norms, towers
 from cellmd.backends.cuda.kernels.top_k import top_k
 from cellmd.backends.cuda.kernels.turns import turns
 from cellmd.backends.cuda.operations import CudaOps
 from cellmd.backends.cuda.plain import DECODED_BYTES, TorchOps
 from cellmd.backends.cuda.weights import DeviceMatrix, DeviceTable
-from cellmd.backends.ops import Tensor
+from cellmd.backends.ops import Clip, Tensor
 
 _FEW_ROWS = few.MOST_ROWS
 
 _PART_ROWS = 16
 """A matrix is decoded in parts of a multiple of so many rows."""
+
+_MOST_GATES = 1 << 23
+"""Of a gated layer of many rows, as many outputs are float32 at a time: it takes the most memory of all."""
 
 _MOST_LARGEST = 1024
 """As many of the largest logits as the kernel finds."""
@@ -61,11 +68,15 @@ class FusedOps(TorchOps):
     # ---- dense ----------------------------------------------------------------------------------------------------
 
     def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-        return norms.rms_norm(x.contiguous(), weight, eps)
+        norm = towers.norm_heads if x.ndim == 3 else norms.rms_norm
+        return norm(x.contiguous(), weight, eps)
 
     def add_norm_(self, x: Tensor, y: Tensor, weight: Tensor, eps: float, scale: float = 1.0) -> Tensor:
         norms.add_norm_(x, y.contiguous(), weight, eps, scale)
         return x
+
+    def _operand(self, x: Tensor, clip: Clip | None) -> Tensor:
+        return super()._operand(x, clip) if clip is None else towers.clamp(x, *clip[:2], self._products)
 
     def _product(self, x: Tensor, matrix: DeviceMatrix) -> Tensor:
         if matrix.bits != 4 or x.dtype != torch.bfloat16:
@@ -145,17 +156,30 @@ class FusedOps(TorchOps):
         self.add_norm_(x, y, closing, eps)
         if _takes(x, gate):
             return few.geglu(x, gate, up, dtype=_ACTIVATIONS)
-        return self.geglu(self.linear(x, gate), up)
+        gated = torch.empty_like(up, dtype=_ACTIVATIONS, memory_format=torch.contiguous_format)
+        towers.geglu_into(gated, self.linear(x, gate), up)
+        return gated
 
     def _geglu(self, x: Tensor, gate: DeviceMatrix, up: DeviceMatrix) -> Tensor:
         if _takes(x, gate, up) and few.alike((gate, up)):
             return few.geglu(x, gate, up, dtype=_ACTIVATIONS)
-        return self.geglu(*self.linears(x, (gate, up)))
+        n_rows, n_outputs = x.shape[0], gate.shape[0]
+        gated = x.new_empty((n_rows, n_outputs), dtype=_ACTIVATIONS)
+        step = triton.cdiv(n_outputs, triton.cdiv(n_rows * n_outputs, _MOST_GATES))
+        step = triton.cdiv(step, _PART_ROWS) * _PART_ROWS
+        for start in range(0, n_outputs, step):
+            part = slice(start, min(start + step, n_outputs))
+            halves = (matrix.rows(part.start, part.stop) for matrix in (gate, up))
+            towers.geglu_into(gated[:, part], *(self.linear(x, half) for half in halves))
+        return gated
 
     # ---- positions and attention ----------------------------------------------------------------------------------
 
     def rope_table(self, positions: Ints, base: float, rotary_dim: int, head_dim: int, stretch: float = 1.0) -> Tensor:
         return turns(positions.device, self._frequencies_of(base, rotary_dim, head_dim, stretch))
+
+    def norm_rope_2d(self, x: Tensor, weight: Tensor, eps: float, table_x: Tensor, table_y: Tensor) -> Tensor:
+        return towers.norm_turn_2d(x, weight, eps, table_x, table_y, _ACTIVATIONS)
 
     def norm_rope(self, x: Tensor, weight: Tensor, eps: float, table: Tensor) -> Tensor:
         return norms.turn_and_append_(x, None, None, weight, None, eps, table, None, None, None)
@@ -197,6 +221,19 @@ class FusedOps(TorchOps):
         at = slots.device, positions.device
         return attention(q, cache.keys, cache.values, cache.capacity, *at, window, dtype=_ACTIVATIONS)
 
+    def attention_bidirectional(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return plain_attention.bidirectional(q, k, v, self._products)
+
+    def attention_relative(
+        self, q: Tensor, k: Tensor, v: Tensor, relative_keys: Tensor, *, past: int, future: int, cap: float
+    ) -> Tensor:
+        return towers.relative_attention(q, k, v, relative_keys, past=past, future=future, cap=cap, dtype=_ACTIVATIONS)
+
+    # ---- convolution ------------------------------------------------------------------------------------------------
+
+    def depthwise_conv1d(self, x: Tensor, kernel: Tensor) -> Tensor:
+        return towers.depthwise_conv1d(x, kernel)
+
     # ---- vocabulary -----------------------------------------------------------------------------------------------
 
     def top_k(self, logits: Tensor, k: int) -> tuple[Tensor, Ints]:
@@ -208,6 +245,18 @@ class FusedOps(TorchOps):
 
 class FusedCudaOps(CudaOps, FusedOps):
     """See `cellmd.backends.cuda.create`, which makes one where Triton is installed."""
+
+    recorded_rows = (*FEW_ROWS, *MANY_ROWS)
+
+    def __init__(self, device: str | torch.device = "cuda", *, tables_on_device: bool = False) -> None:
+        super().__init__(device, tables_on_device=tables_on_device)
+        threading.Thread(target=self._start, name="cellmd-start").start()
+
+    def _start(self) -> None:
+        """What the first kernel and the first product wait for, half a second: done while weights are bound."""
+        x = torch.zeros((16, 16), device=self.device)
+        norms.rms_norm(x, None, 1.0)
+        torch.mm(x.bfloat16(), x.bfloat16(), out_dtype=torch.float32)
 
 
 def _takes(x: Tensor, *matrices: DeviceMatrix) -> bool:

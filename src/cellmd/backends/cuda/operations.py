@@ -1,22 +1,21 @@
-"""What is particular to an NVIDIA GPU: its memory, and steps that come again, recorded as CUDA graphs."""
+"""What is particular to an NVIDIA GPU: its memory, and work that comes again, recorded as CUDA graphs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 
-from cellmd.backends.cuda.attention import Cache, Ints
-from cellmd.backends.cuda.graph import ROWS, Recording
+from cellmd.backends.cuda.attention import Cache
+from cellmd.backends.cuda.graph import FEW_ROWS, Input, Recorder
 from cellmd.backends.cuda.plain import TorchOps
 from cellmd.backends.ops import Clip
 from cellmd.errors import BackendError, ContextLengthError
 from cellmd.quant.tensor import PackedTensor
 
-_WORKING_BYTES = 1 << 28
-"""Beside the weights: activations of a chunk of a prompt, torch's own."""
+_WORKING_BYTES = 1 << 29
+"""Beside the weights: activations of a chunk of a prompt, of recordings and of what is not recorded; torch's own."""
 
 
 class CudaOps(TorchOps):
@@ -25,11 +24,13 @@ class CudaOps(TorchOps):
     name = "cuda"
     prompt_rows = 2048
 
+    recorded_rows: tuple[int, ...] = FEW_ROWS
+    """Numbers of rows that are recorded: attention in torch alone would gather the whole cache for each of many."""
+
     def __init__(self, device: str | torch.device = "cuda", *, tables_on_device: bool = False) -> None:
         super().__init__(device, tables_on_device=tables_on_device)
         self._tables_on_device = tables_on_device
-        self._pool = torch.cuda.graph_pool_handle()
-        self._recordings: WeakKeyDictionary[Any, dict[int, Recording]] = WeakKeyDictionary()
+        self._recorder = Recorder(self.device)
 
     # ---- memory ---------------------------------------------------------------------------------------------------
 
@@ -60,28 +61,25 @@ class CudaOps(TorchOps):
                 "for fewer tokens, or answer fewer at once"
             ) from error
         if moved:  # what was recorded reads and writes the memory that was given up
-            self._recordings.clear()
+            self._recorder.forget()
 
     def free_bytes(self) -> int:
-        idle = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        return int(torch.cuda.mem_get_info(self.device)[0] + idle)
+        return int(torch.cuda.mem_get_info(self.device)[0]) + self._recorder.idle_bytes()
 
     def peak_bytes(self) -> int:
         return int(torch.cuda.max_memory_reserved(self.device))
 
-    # ---- steps that come again --------------------------------------------------------------------------------------
+    # ---- work that comes again ------------------------------------------------------------------------------------
 
-    def replay(self, key: object, function: Callable[..., Any], inputs: Sequence[Ints]) -> Any:
+    def replay(self, key: object, name: str, function: Callable[..., Any], inputs: Sequence[Input]) -> Any:
         n_rows = inputs[0].shape[0]
-        n_recorded = next((n for n in ROWS if n >= n_rows), None)
+        n_recorded = next((n for n in self.recorded_rows if n >= n_rows), None)
         if n_recorded is None:
             return function(*inputs)
-        recordings = self._recordings.setdefault(key, {})
-        recording = recordings.get(n_recorded)
-        if recording is None:
-            recording = Recording(function, inputs, n_recorded, self.device, self._pool)
-            recordings[n_recorded] = recording
-        return recording.run(inputs)
+        return self._recorder.run(key, name, function, inputs, n_recorded)
+
+    def replay_whole(self, key: object, name: object, function: Callable[..., Any], inputs: Sequence[Input]) -> Any:
+        return self._recorder.run(key, name, function, inputs, None)
 
 
 def _only_looked_up(packed: PackedTensor) -> bool:

@@ -109,14 +109,14 @@ class TorchOps(Ops):
     # ---- dense ----------------------------------------------------------------------------------------------------
 
     def linear(self, x: Tensor, matrix: DeviceMatrix) -> Tensor:
-        if matrix.clip is not None:
-            x = self.clamp(x, matrix.clip[0], matrix.clip[1])
-        y = self._product(x.to(self._products), matrix)
+        y = self._product(self._operand(x, matrix.clip), matrix)
         if matrix.bias is not None:
             y += matrix.bias
-        if matrix.clip is not None:
-            y = self.clamp(y, matrix.clip[2], matrix.clip[3])
-        return y
+        return y if matrix.clip is None else y.clamp_(*matrix.clip[2:])
+
+    def _operand(self, x: Tensor, clip: Clip | None) -> Tensor:
+        """x as it is multiplied."""
+        return (x if clip is None else x.clamp(*clip[:2])).to(self._products)
 
     def _product(self, x: Tensor, matrix: DeviceMatrix) -> Tensor:
         n_rows, n_columns = matrix.shape
@@ -210,7 +210,7 @@ class TorchOps(Ops):
         return attend.causal(q, cache, slots, positions, window)
 
     def attention_bidirectional(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attend.bidirectional(q, k, v, self._products)
+        return attend.bidirectional(q, k, v, self._products).float()
 
     def attention_relative(
         self, q: Tensor, k: Tensor, v: Tensor, relative_keys: Tensor, *, past: int, future: int, cap: float

@@ -76,9 +76,37 @@ def vocabulary(n: int, mixed: bool) -> Case:
     return case
 
 
+def of_many(n: int, mixed: bool) -> Case:
+    """More rows than the kernels for few take."""
+
+    def case(ops: TorchOps, normal: Any, weight: Any) -> Any:
+        n_rows = 64 + n
+        gate, up = (ops.matrix(weight(F, D, CODINGS[mixed and i == 1])) for i in range(2))
+        x, y, closing = opened(ops, normal, n_rows)
+        wide = ops.columns(ops.floats(normal(n_rows, 4 * F)), F, 2 * F)
+        return [ops.norm_geglu(x, closing, 1e-6, gate, up), ops.add_norm_gate_(x, y, closing, 1e-6, gate, wide), x]
+
+    return case
+
+
+def tower(n: int, mixed: bool) -> Case:
+    def case(ops: TorchOps, normal: Any, weight: Any) -> Any:
+        clip = (-1.0, 1.5, -0.5, 0.75)
+        matrices = [ops.matrix(weight(D, D, CODINGS[mixed and i == 1]), clip=clip) for i in range(2)]
+        gated = ops.norm_geglu(ops.floats(normal(n, D)), ops.floats(normal(D)), 1e-6, *matrices)
+        q, k, v, keys = (ops.floats(normal(rows, 2, 32) / 4) for rows in (n, n, n, 5))
+        turns = [ops.rope_table(ops.ints(range(start, start + n)), 1e2, 16, 16) for start in (0, 3)]
+        turned = ops.norm_rope_2d(q, ops.floats(normal(32)), 1e-6, *turns)
+        seen = ops.attention_bidirectional(turned, k, ops.rms_norm(v, None, 1e-6))
+        near = ops.attention_relative(q, k, v, keys, past=4, future=2, cap=20.0)
+        return [gated, turned, seen, near, ops.depthwise_conv1d(ops.floats(normal(n, D)), ops.floats(normal(D, 5)))]
+
+    return case
+
+
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("n", [1, 3])
-@pytest.mark.parametrize("kind", [products, gated, attention, vocabulary])
+@pytest.mark.parametrize("kind", [products, gated, attention, vocabulary, of_many, tower])
 def test_against_torch_alone(kind: Callable[[int, bool], Case], n: int, mixed: bool, device: str) -> None:
     results = []
     for ops in (TorchOps(), FusedOps(device)):
