@@ -10,7 +10,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from cellmd.backends.cuda.kernels import attention, common, linear, lookup, norms, top_k, towers
+from cellmd.backends.cuda.kernels import attention, common, linear, lookup, norms, repack, top_k, towers
 from cellmd.backends.cuda.kernels.layout import n_pieces
 from cellmd.backends.cuda.weights import DeviceMatrix, DeviceTable
 
@@ -71,6 +71,7 @@ def rest(n_rows: int) -> None:
     lookup.embed(matrix(8, D, 4, 128), integers, 1.0)
     lookup.per_layer_inputs(torch.empty(n_rows, 8960), 1.0, weight[:256], 1e-6, table, integers, 1.0, 0, 1.0)
     lookup.decoded(matrix(2048, D, 4, 128))
+    repack.repack_int4(torch.empty(D * D // 2, dtype=torch.uint8), torch.empty((D, D // 2), dtype=torch.uint8), D)
     top_k.top_k(torch.empty(n_rows, 1 << 15), 64)
 
 
@@ -97,7 +98,7 @@ def main(capability: int, room: int) -> None:
             sys.exit(f"{kernel.fn.__name__} {constants}: {compiled.metadata.shared} bytes of shared memory")
 
     common.shared_memory = lambda device: room
-    for module in (attention, linear, lookup, norms, top_k, towers):
+    for module in (attention, linear, lookup, norms, repack, top_k, towers):
         module.launch = compile_only
     for n_rows in (1, 8, 64):
         products(n_rows, 4, 128)

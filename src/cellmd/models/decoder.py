@@ -263,20 +263,7 @@ class Decoder:
         """One layer, into x (N, D) itself. projections: the block's q, k and v, or q alone to write nothing. open_end:
         of the layer before. Its own is left open for the next layer too, unless somebody observes."""
         ops, eps = self._ops, self._eps
-        queries, *written = self._projected(x, open_end, block, projections)
-        queries = ops.reshape(queries, (rows.n, *block.q_shape))
-        turns, cache = rows.turns[block.turn], rows.caches[block.cache]
-        at = rows.slots, rows.positions
-        if written and self._config.values_normed:
-            keys, values = (ops.reshape(y, (rows.n, *block.kv_shape)) for y in written)
-            queries = ops.norm_rope_append_(queries, block.q_norm, cache, keys, values, block.k_norm, eps, turns, *at)
-        else:
-            if written:
-                self._append(block, written, rows)
-            queries = ops.norm_rope(queries, block.q_norm, eps, turns)
-        attended = ops.attention(queries, cache, *at, block.window)
-        attended = ops.reshape(attended, (rows.n, block.q_shape[0] * block.q_shape[1]))
-        y = ops.linear(attended, block.output)
+        y = self._attended(block, self._projected(x, open_end, block, projections), rows)
         gated = ops.add_norm_norm_geglu_(x, y, block.attention_norm, block.ffn_norm, eps, *block.gate_up)
         y, norm = ops.linear(gated, block.down), block.ffn_out_norm
         if block.per_layer is not None:
@@ -290,6 +277,23 @@ class Decoder:
         self._close(x, end)
         rows.observe(block.name, x)
         return None
+
+    def _attended(self, block: _Block, products: tuple[Tensor, ...], rows: _Rows) -> Tensor:
+        """The attention of a layer from its projections: what is added to x once it is normed."""
+        ops, eps = self._ops, self._eps
+        queries, *written = products
+        queries = ops.reshape(queries, (rows.n, *block.q_shape))
+        turns, cache = rows.turns[block.turn], rows.caches[block.cache]
+        at = rows.slots, rows.positions
+        if written and self._config.values_normed:
+            keys, values = (ops.reshape(y, (rows.n, *block.kv_shape)) for y in written)
+            queries = ops.norm_rope_append_(queries, block.q_norm, cache, keys, values, block.k_norm, eps, turns, *at)
+        else:
+            if written:
+                self._append(block, written, rows)
+            queries = ops.norm_rope(queries, block.q_norm, eps, turns)
+        attended = ops.attention(queries, cache, *at, block.window)
+        return ops.linear(ops.reshape(attended, (rows.n, block.q_shape[0] * block.q_shape[1])), block.output)
 
 
 class PerLayerInputs:

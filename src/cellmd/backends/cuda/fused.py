@@ -19,6 +19,7 @@ from cellmd.backends.cuda.graph import FEW_ROWS, MANY_ROWS
 from cellmd.backends.cuda.kernels import attention as attend
 from cellmd.backends.cuda.kernels import linear as few
 from cellmd.backends.cuda.kernels import lookup, norms, towers
+from cellmd.backends.cuda.kernels.repack import repack_int4
 from cellmd.backends.cuda.kernels.top_k import top_k
 from cellmd.backends.cuda.kernels.turns import turns
 from cellmd.backends.cuda.operations import CudaOps
@@ -43,6 +44,8 @@ _ACTIVATIONS = torch.bfloat16
 
 class FusedOps(TorchOps):
     """On a GPU, or on the CPU in Triton's interpreter, where tests run it."""
+
+    _repack = staticmethod(repack_int4)
 
     # ---- rows -----------------------------------------------------------------------------------------------------
 
@@ -214,7 +217,8 @@ class FusedOps(TorchOps):
     ) -> Tensor:
         memory = cache.keys, cache.values, cache.capacity
         at = slots.device, positions.device
-        return norms.turn_and_append_(q, keys, values, q_weight, key_weight, eps, table, memory, *at)
+        weights = q_weight, key_weight
+        return norms.turn_and_append_(q, keys, values, *weights, eps, table, memory, *at, dtype=_ACTIVATIONS)
 
     def attention(self, q: Tensor, cache: Cache, slots: Ints, positions: Ints, window: int) -> Tensor:
         attention = attend.decode_attention if q.shape[0] <= _FEW_ROWS else attend.prefill_attention
@@ -253,10 +257,8 @@ class FusedCudaOps(CudaOps, FusedOps):
         threading.Thread(target=self._start, name="cellmd-start").start()
 
     def _start(self) -> None:
-        """What the first kernel and the first product wait for, half a second: done while weights are bound."""
-        x = torch.zeros((16, 16), device=self.device)
-        norms.rms_norm(x, None, 1.0)
-        torch.mm(x.bfloat16(), x.bfloat16(), out_dtype=torch.float32)
+        """What the first kernel waits for, half a second: Triton's reading of itself, done while weights are bound."""
+        norms.rms_norm(torch.zeros((1, 1), device=self.device), None, 1.0)
 
 
 def _takes(x: Tensor, *matrices: DeviceMatrix) -> bool:

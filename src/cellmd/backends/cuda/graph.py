@@ -7,11 +7,11 @@ then on. So what never comes again is not recorded, and what is recorded has bee
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 
 from cellmd.backends.cuda.attention import Ints
@@ -20,11 +20,11 @@ FEW_ROWS = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64)
 MANY_ROWS = (96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 """Numbers of rows that are recorded; others are filled up to the next with the last row again."""
 
-_POOL_BYTES = 176 << 20
+_POOL_BYTES = 144 << 20
 """What 2,048 rows of a prompt of Gemma 4 E2B need. Taken at once, so that any size finds its room in it; more is added
 where it is too little."""
 
-_IDLE_BYTES = 64 << 20
+_IDLE_BYTES = 32 << 20
 """More memory than this is given back before a size is run for the first time, which may need it in other pieces."""
 
 _MOST_RECORDINGS = 64
@@ -38,7 +38,7 @@ Input = Any
 
 
 class Recorder:
-    """All recordings of a backend. They share a stream to record on, the memory of what is computed on the way (so
+    """All recordings of a backend. They share a stream to be recorded on, the memory of what is computed on the way (so
     results last until another recording runs), and that of their inputs."""
 
     def __init__(self, device: torch.device) -> None:
@@ -87,10 +87,19 @@ class Recorder:
         idle = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
         return max(0, int(idle) - (0 if self._pool_holder is None else _POOL_BYTES))
 
-    def make_room(self) -> None:
-        """Give back memory that lies idle, if it is much."""
+    @contextmanager
+    def unrecorded(self) -> Iterator[None]:
+        """What is launched now runs on the stream of recordings, whose libraries' memory it then shares, after all that
+        was launched before and before all that comes. Memory that lies idle is given back first, if it is much."""
         if self.idle_bytes() > _IDLE_BYTES:
             torch.cuda.empty_cache()
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            current.wait_stream(self._stream)
 
     def floats(self, index: int, n_rows: int, width: int) -> torch.Tensor:
         """Memory (n_rows, width) of the input at an index, the same for all recordings of rows."""
@@ -131,8 +140,8 @@ class Recording:
         if self._graph is None:
             # a thread's own handles of cuBLAS and cuDNN cannot be made while it records
             self._ready.add(thread)
-            self._recorder.make_room()
-            results = function(*self._in_order(inputs))
+            with self._recorder.unrecorded():
+                results = function(*self._in_order(inputs))
         else:
             self._graph.replay()
             results = self._results
@@ -144,26 +153,28 @@ class Recording:
         return [Ints(self._ints.device, device=next(ints)) if isinstance(x, Ints) else next(floats)[:] for x in inputs]
 
     def _fill(self, inputs: Sequence[Input]) -> None:
-        """Copy the inputs into our memory, the last row into all that follow it too."""
+        """Copy the inputs into our memory, the last row into all that follow it too. The integers that the host knows
+        go in one copy."""
         n_rows = inputs[0].shape[0]
         for ours, x in zip(self._floats, (x for x in inputs if isinstance(x, torch.Tensor)), strict=True):
             ours[:n_rows] = x
             ours[n_rows:] = x[-1]
         ints = [x for x in inputs if isinstance(x, Ints)]
-        known = [x.host for x in ints if x.host is not None]
-        if len(known) < len(ints):
-            for row, x in zip(self._ints, ints, strict=True):
-                row[:n_rows] = x.device
-                row[n_rows:] = x.device[-1]
-        elif known:
+        if any(x.host is not None for x in ints):
             memory, sent = self._staged[self._n_runs % _STAGES], self._sent[self._n_runs % _STAGES]
             self._n_runs += 1
             sent.synchronize()
             values = memory.numpy()
-            np.stack(known, out=values[:, :n_rows])
+            for row, x in zip(values, ints, strict=True):
+                if x.host is not None:
+                    row[:n_rows] = x.host
             values[:, n_rows:] = values[:, n_rows - 1 : n_rows]
             self._ints.copy_(memory, non_blocking=True)
             sent.record()
+        for row, x in zip(self._ints, ints, strict=True):
+            if x.host is None:
+                row[:n_rows] = x.device
+                row[n_rows:] = x.device[-1]
 
 
 def _device_of(x: Input) -> torch.device:

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from cellmd.backends.cuda import attention as attend
 from cellmd.backends.cuda.attention import Cache, Ints
-from cellmd.backends.cuda.weights import DeviceMatrix, DeviceTable, Upload
+from cellmd.backends.cuda.weights import DeviceMatrix, DeviceTable, Repack, Upload, repack_int4
 from cellmd.backends.ops import Clip, Ops, Tensor
 from cellmd.errors import ArgumentError
 from cellmd.quant.decode import decode
@@ -40,11 +40,12 @@ class TorchOps(Ops):
     """
 
     name = "torch"
+    _repack: Repack = staticmethod(repack_int4)
 
     def __init__(self, device: str | torch.device = "cpu", *, tables_on_device: bool = False) -> None:
         self.device = torch.device(device)
         self._products = torch.float32 if self.device.type == "cpu" else torch.bfloat16
-        self._upload = Upload(self.device, self._products, tables_on_device=tables_on_device)
+        self._upload = Upload(self.device, self._products, self._repack, tables_on_device=tables_on_device)
         self._frequencies: dict[tuple[float, int, int, float], torch.Tensor] = {}
 
     # ---- memory ---------------------------------------------------------------------------------------------------

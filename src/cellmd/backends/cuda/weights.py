@@ -8,6 +8,7 @@ else float32. Tables, of which only rows are looked up, stay on the host, in pin
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cellmd.backends.cuda.kernels.layout import pack_int4, unpack_int4
+from cellmd.backends.cuda.kernels.layout import n_pieces, pack_int4, unpack_int4
 from cellmd.backends.ops import Clip
 from cellmd.errors import BackendError
 from cellmd.quant.layouts import padded_rows, row_bytes
@@ -37,6 +38,8 @@ _COPIERS = 8
 
 _F16_SMALLEST, _F16_LARGEST = 2.0**-14, 65504.0
 """Between these float16 has its full precision."""
+
+Repack = Callable[[torch.Tensor, torch.Tensor, int], None]
 
 _FLOATS = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
@@ -113,12 +116,19 @@ class DeviceTable:
         return values.float() * scales[:, columns]
 
 
-class Upload:
-    """Moves stored tensors to one device. floats: what float matrices become there."""
+def repack_int4(stored: torch.Tensor, out: torch.Tensor, n_columns: int) -> None:
+    """INT4 rows from uint8 bytes as they lie in the file, `tile16`, into out (M, B), as `kernels.layout` packs."""
+    out.copy_(pack_int4(_codes(stored, (len(out), n_columns), Coding("i4", "tile16"))))
 
-    def __init__(self, device: torch.device, floats: torch.dtype, *, tables_on_device: bool) -> None:
+
+class Upload:
+    """Moves stored tensors to one device. floats: what float matrices become there. repack: does what `repack_int4`
+    does."""
+
+    def __init__(self, device: torch.device, floats: torch.dtype, repack: Repack, *, tables_on_device: bool) -> None:
         self._device = device
         self._floats = floats
+        self._repack = repack
         self._tables_on_device = tables_on_device or device.type != "cuda"
         self._stages = [_Stage(device) for _ in range(2)] if device.type == "cuda" else []
         self._next = 0
@@ -132,20 +142,16 @@ class Upload:
         bits = 4 if coding.dtype == "i4" else 8
         step = max(_ROW_STEP, _BLOCK_CODES // n_columns // _ROW_STEP * _ROW_STEP)
         width = row_bytes(n_columns, coding.dtype, coding.layout)
-        codes: torch.Tensor | None = None
+        kept_width, kind = (64 * n_pieces(n_columns), torch.uint8) if bits == 4 else (n_columns, torch.int8)
+        codes = torch.empty((n_rows, kept_width), dtype=kind, device=self._device)
         for start in range(0, n_rows, step):
             stop = min(start + step, n_rows)
             stored = self._moved(packed.data[start * width : padded_rows(stop, coding.layout) * width])
-            block = _codes(stored, (stop - start, n_columns), coding)
-            if bits == 4:
-                block = pack_int4(block)
-            if stop - start == n_rows:
-                codes = block.contiguous()
-                break
-            if codes is None:
-                codes = torch.empty((n_rows, *block.shape[1:]), dtype=block.dtype, device=self._device)
-            codes[start:stop] = block
-        assert codes is not None
+            if bits == 4 and coding.layout == "tile16":
+                self._repack(stored, codes[start:stop], n_columns)
+            else:
+                block = _codes(stored, (stop - start, n_columns), coding)
+                codes[start:stop] = pack_int4(block) if bits == 4 else block
         scales = self._scales(packed, shape)
         return DeviceMatrix(shape, bits, codes, scales, coding.group_size or n_columns, clip, bias)
 

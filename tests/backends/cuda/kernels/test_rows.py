@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cellmd.backends.cuda.kernels import lookup
+from cellmd.backends.cuda.kernels import lookup, repack
+from cellmd.backends.cuda.kernels.layout import n_pieces, unpack_int4
 from cellmd.backends.cuda.kernels.norms import add_norm_, rms_norm, turn_and_append_
 from cellmd.backends.cuda.kernels.top_k import top_k
-from cellmd.backends.cuda.weights import DeviceMatrix, DeviceTable
+from cellmd.backends.cuda.weights import DeviceMatrix, DeviceTable, repack_int4
+from cellmd.quant.layouts import pack
 from kernel_numbers import BF16, matrix
 from kernel_numbers import rms_norm as exact_norm
 
@@ -135,11 +137,23 @@ def test_per_layer_inputs(device: str, part: int, n_parts: int, start: int) -> N
     ids = torch.tensor(IDS, dtype=torch.int32, device=device)
     context = torch.randn(len(IDS), part * n_parts, device=device) * 20
     weight = torch.randn(part, device=device)
-    y = lookup.per_layer_inputs(context, 0.03, weight, EPS, held, ids, 16.0, start, 0.5)
+    y = lookup.per_layer_inputs(context.clone(), 0.03, weight, EPS, held, ids, 16.0, start, 0.5)
     normed = exact_norm((context.double() * 0.03).reshape(len(IDS), n_parts, part), weight.double(), EPS)
     looked_up = held.gather(ids, start, start + part * n_parts).double() * 16
     exact = (normed.reshape(len(IDS), -1) + looked_up) * 0.5
     assert bool(((y - exact).abs() <= F32 * (1 + exact.abs() + looked_up.abs())).all())
+
+
+@pytest.mark.parametrize(("n_rows", "n_columns"), [(1, 1), (70, 300), (16, 256), (33, 1000)])
+def test_repack(device: str, n_rows: int, n_columns: int) -> None:
+    """As torch alone does it, from codes as they are packed for a file."""
+    values = torch.randint(-8, 8, (n_rows, n_columns), dtype=torch.int8)
+    stored = torch.from_numpy(pack(values.numpy(), "i4", "tile16").copy()).to(device)
+    want, got = torch.full((2, n_rows, 64 * n_pieces(n_columns)), 99, dtype=torch.uint8, device=device)
+    repack_int4(stored, want, n_columns)
+    repack.repack_int4(stored, got, n_columns)
+    assert torch.equal(got, want)
+    assert torch.equal(unpack_int4(got, n_columns).cpu(), values)
 
 
 @pytest.mark.parametrize(("n_rows", "n_columns", "group"), [(1, 1, 0), (70, 300, 32), (16, 256, 128), (3, 1000, 0)])

@@ -184,27 +184,26 @@ def per_layer_inputs(
     start: int,
     total_scale: float,
 ) -> torch.Tensor:
-    """What `PerLayerInputs` makes of the projection context (N, W) and rows of the table, in one launch:
+    """What `PerLayerInputs` makes of the projection context (N, W) float32 and rows of the table, in one launch:
 
         (rms_norm(context * context_scale, norm_weight) + table[ids, start : start + W] * scale) * total_scale
 
-    the norm over parts of as many columns as norm_weight (P,) has. float32 (N, W); context float32 or bfloat16."""
+    the norm over parts of as many columns as norm_weight (P,) has. float32 (N, W), in the place of context."""
     n_rows, n_columns = context.shape
     part = norm_weight.shape[0]
-    out = torch.empty((n_rows, n_columns), dtype=torch.float32, device=context.device)
     codes, scales, factors, width, groups = _stored(table)
     launch(
         _inputs,
         (n_rows, n_columns // part),
         context.device,
         2,
-        *(context, norm_weight, codes, scales, factors, ids, out, width, groups, start, n_columns),
+        *(context, norm_weight, codes, scales, factors, ids, context, width, groups, start, n_columns),
         *(context_scale, scale, total_scale, eps),
         PART=part,
         WIDTH=ceil_power_of_2(part),
         **_coding(table),
     )
-    return out
+    return context
 
 
 def decoded(matrix: DeviceMatrix, out: torch.Tensor | None = None) -> torch.Tensor:
