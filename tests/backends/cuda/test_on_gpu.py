@@ -297,6 +297,18 @@ def test_models_of_every_modality(gpu: Ops, tmp_path: Path, shape: str, recipe: 
         assert error(got, want) <= 2 * error(plain, want)
 
 
+LAST = 20
+"""Rows that are judged together. Of one row alone the errors of two equally good roundings differ more than twofold in
+one case of eleven (700 rows of the model below), of 20 rows together by a factor of 1.4 at most."""
+
+
+def last_logits(mine: Runner, sequence: Sequence) -> np.ndarray:
+    """(LAST, V), the prompt read in chunks."""
+    while sequence.n_pending > mine.cache.chunk:
+        mine.advance([Part(sequence, min(mine.cache.chunk, sequence.n_pending - LAST), 0)])
+    return np.asarray(mine.to_numpy(mine.advance([Part(sequence, sequence.n_pending, LAST)])))
+
+
 @pytest.mark.parametrize("n_rows", [30, 100, 700])
 def test_recorded_prompts_and_media(gpu: Ops, tmp_path: Path, n_rows: int) -> None:
     """As they come, while they are recorded, and from the recordings, others in between; then in a cache that grows."""
@@ -308,7 +320,7 @@ def test_recorded_prompts_and_media(gpu: Ops, tmp_path: Path, n_rows: int) -> No
         prompts = [model_cases.media_prompt(model, seed) for seed in range(2)]
         results.append([])
         for ids in (*texts, *texts, *texts, texts[0] * 3):
-            results[-1].append(mine.prefill(Sequence(0, list(ids))).all())
+            results[-1].append(last_logits(mine, Sequence(0, list(ids))))
         for prompt in prompts * 3:
             results[-1] += model_cases.soft_tokens(model, prompt)
     for want, plain, got in zip(*results, strict=True):
