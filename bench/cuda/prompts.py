@@ -2,7 +2,9 @@
 
     python bench/cuda/prompts.py model.cellmd [--prompts 65 512 2048 4096] [--profile]
 
-Before the first token there are imports, binding and the first prompt, which are timed too. The last line is JSON.
+Milliseconds; the most memory that torch has taken until then, and what lies beside it on the device (CUDA itself, code,
+recordings). Before the first token there are imports, binding and the first prompt, which are timed too. The last line
+is JSON.
 `--profile` adds what the GPU does on the way, launch by launch.
 """
 
@@ -73,10 +75,10 @@ def main() -> None:
             clock.lap("first prompt")
         second, *later = (milliseconds(run) for _ in range(1 + LATER))
         figures[what] = {"first": first, "second": second, "later": statistics.median(later), "worst": max(later)}
-        figures[what]["taken_mb"] = torch.cuda.max_memory_reserved() / 1e6
+        free, total = torch.cuda.mem_get_info()
+        figures[what]["torch_mb"] = torch.cuda.max_memory_reserved() / 1e6
+        figures[what]["beside_mb"] = (total - free - torch.cuda.memory_reserved()) / 1e6
         print(what, {name: round(value, 2) for name, value in figures[what].items()}, flush=True)
-    free, total = torch.cuda.mem_get_info()
-    figures["whole device, MB"] = round((total - free) / 1e6)
     if arguments.profile:
         for what, run in work.items():
             print_kernels(what, run)

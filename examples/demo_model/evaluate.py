@@ -55,10 +55,10 @@ class Model(Protocol):
 class CellmdModel:
     """A `.cellmd` file through cellmd's public API."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, backend: str) -> None:
         import cellmd
 
-        self._model = cellmd.load(path)
+        self._model = cellmd.load(path, backend=backend)
 
     def answer(self, case: Case) -> str:
         media: dict[str, list[Any]] = {}
@@ -226,6 +226,7 @@ def plan(arguments: argparse.Namespace) -> list[tuple[str, str, Callable[..., tu
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, nargs="?", help="a .cellmd file")
+    parser.add_argument("--backend", default="auto", help="what runs the file: cpu, cuda, reference (default: auto)")
     parser.add_argument("--reference", type=Path, help="a checkpoint folder, run by transformers instead")
     parser.add_argument("--round", type=int, help="with --reference: round weights to INT4 in groups (0: rows)")
     parser.add_argument("--slice", type=int, default=0, help="this many cases a row")
@@ -247,7 +248,7 @@ def main() -> None:
 
         model: Model = ReferenceModel(arguments.reference, arguments.round)
     else:
-        model = CellmdModel(arguments.file)
+        model = CellmdModel(arguments.file, arguments.backend)
     table: dict[str, dict[str, float]] = {}
     for name, unit, score, cases in plan(arguments):
         if arguments.rows not in name:

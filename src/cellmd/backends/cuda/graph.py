@@ -47,14 +47,15 @@ class Recorder:
         self._pool = torch.cuda.graph_pool_handle()
         self._pool_holder: torch.cuda.CUDAGraph | None = None
         self._floats: dict[tuple[int, ...], torch.Tensor] = {}
-        self._recordings: WeakKeyDictionary[Any, dict[object, Recording]] = WeakKeyDictionary()
+        self._of_rows: WeakKeyDictionary[Any, dict[object, Recording]] = WeakKeyDictionary()
+        self._whole: WeakKeyDictionary[Any, dict[object, Recording]] = WeakKeyDictionary()
 
     def run(
         self, key: object, name: object, function: Callable[..., Any], inputs: Sequence[Input], n_rows: int | None
     ) -> Any:
         """function(*inputs). n_rows: it is called with so many rows, the last of the inputs repeated; None: with as
         many as there are, in inputs of these shapes. key, name: as for `Ops.replay`."""
-        recordings = self._recordings.setdefault(key, {})
+        recordings = (self._of_rows if n_rows else self._whole).setdefault(key, {})
         kind = name, n_rows or tuple(tuple(x.shape) for x in inputs)
         recording = recordings.pop(kind, None)
         if recording is None:
@@ -64,9 +65,9 @@ class Recorder:
         recordings[kind] = recording  # the last in their order
         return recording.run(function, inputs)
 
-    def forget(self) -> None:
-        """Drop all recordings: memory that they read or write has moved."""
-        self._recordings.clear()
+    def forget_rows(self) -> None:
+        """Drop the recordings of rows: the caches that they read and write have moved."""
+        self._of_rows.clear()
 
     def record(self, work: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
         """What is launched, and the results, which are there once it has run."""

@@ -61,7 +61,7 @@ class CudaOps(TorchOps):
                 "for fewer tokens, or answer fewer at once"
             ) from error
         if moved:  # what was recorded reads and writes the memory that was given up
-            self._recorder.forget()
+            self._recorder.forget_rows()
 
     def free_bytes(self) -> int:
         return int(torch.cuda.mem_get_info(self.device)[0]) + self._recorder.idle_bytes()
