@@ -82,6 +82,16 @@ def limit(page: Any, tokens: int) -> None:
     page.click("#settings button[value=close]")
 
 
+def at_length(page: Any) -> None:
+    """Answers go on until they are cut or stopped."""
+    form = {"type": "regex", "regex": "([a-z]{1,9} ){4000}"}
+
+    def longer(route: Any) -> None:
+        route.continue_(post_data=json.dumps({**route.request.post_data_json, "response_format": form}))
+
+    page.route("**/v1/chat/completions", longer)
+
+
 def test_a_streamed_answer_with_its_rate(page: Any) -> None:
     limit(page, 20)
     say(page, "hello world")
@@ -92,7 +102,7 @@ def test_a_streamed_answer_with_its_rate(page: Any) -> None:
     assert page.inner_text("li.user .body") == "hello world"
     page.click("#new")
     assert page.locator("#messages li").count() == 0
-    page.locator("#list li button").nth(2).click()
+    page.locator("#list li button").first.click()
     assert page.inner_text("li.user .body") == "hello world"
 
 
@@ -153,6 +163,62 @@ def test_a_stopped_stream(page: Any, served: Live) -> None:
     assert page.locator("li.assistant").count() == 1
 
 
+def test_what_is_kept(page: Any, served: Live) -> None:
+    """Pictures too; a deleted conversation is not; one that is left goes on meanwhile."""
+    limit(page, 60)
+    at_length(page)
+    with served.slowed():
+        say(page, "first")
+        until(lambda: served.counts.running == 1)
+        page.click("#new")
+        assert page.is_visible("#welcome")
+        assert page.is_visible("#send")
+        say(page, "second")
+        until(lambda: served.counts.running == 2)
+        page.click("#list button:has-text('first')")
+        assert page.is_visible("#stop")
+        assert answered(page)
+    assert "60 tokens" in page.inner_text("li.assistant .tools")
+    page.unroute("**/v1/chat/completions")  # which cannot change the large body that follows
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), np.uint8)).save(file, "png")
+    assert len(file.getvalue()) > 6 << 20  # more than a browser's local storage takes
+    page.set_input_files("#files", files=[{"name": "noise.png", "mimeType": "image/png", "buffer": file.getvalue()}])
+    page.wait_for_selector("#attached li")
+    say(page, "a picture")
+    answered(page, 2)
+    page.reload()
+    until(lambda: page.evaluate("document.querySelector('li.user img')?.naturalWidth === 1500"))
+    assert page.locator("#list li").count() == 2
+    page.click("#list button:has-text('second')")
+    assert answered(page)
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.click("#list [aria-label='Delete first']")
+    until(lambda: page.locator("#list li").count() == 1)
+    page.reload()
+    page.wait_for_selector("#list li")
+    assert page.inner_text("#list li") == "second"
+
+
+def test_the_end_stays_in_sight_until_one_scrolls_up(page: Any, served: Live) -> None:
+    limit(page, 1500)
+    at_length(page)
+    box = "const box = document.getElementById('messages');"
+    from_end = f"(() => {{ {box} return box.scrollHeight - box.scrollTop - box.clientHeight; }})()"
+    page.set_viewport_size({"width": 400, "height": 500})
+    with served.slowed():
+        say(page, "hello world")
+        until(lambda: page.evaluate("document.getElementById('messages').scrollTop > 100"))
+        assert page.evaluate(from_end) < 60
+        page.evaluate("document.getElementById('messages').scrollTop = 0")
+        page.wait_for_timeout(300)
+        assert page.evaluate("document.getElementById('messages').scrollTop") == 0
+        page.click("#to-end")
+        assert page.evaluate(from_end) < 60
+        page.keyboard.press("Escape")
+        until(lambda: served.counts.running == 0)
+
+
 def test_edit_sends_another_question(page: Any) -> None:
     limit(page, 3)
     say(page, "hello")
@@ -162,6 +228,11 @@ def test_edit_sends_another_question(page: Any) -> None:
     say(page, "say one")
     answered(page)
     assert page.inner_text("li.user .body") == "say one"
+    assert page.locator("#messages li").count() == 2
+    page.press("#text", "ArrowUp")  # the last question, and Escape leaves it as it was
+    assert page.input_value("#text") == "say one"
+    page.press("#text", "Escape")
+    assert page.input_value("#text") == ""
     assert page.locator("#messages li").count() == 2
 
 
@@ -174,6 +245,9 @@ def test_a_models_text_is_never_markup(page: Any) -> None:
             "| a | b |\n|---|---|\n| 1 | <i>2</i> |",
             "```python\nprint('<script>')\n```",
             "> quoted",
+            "***both*** _low_ ~~gone~~ snake_case_name https://c.example/d_e. \\*plain\\*",
+            "1. first\n\n   further\n\n2. second\n   ```\n   in = 1\n   ```",
+            "| n |\n|--:|\n| 7 |",
             "```\nnever closed",
         ]
     )
@@ -194,16 +268,25 @@ def test_a_models_text_is_never_markup(page: Any) -> None:
     body = page.locator("li.assistant .body")
     for wrong in ("img", "script", "b", "i"):
         assert body.locator(wrong).count() == 0
-    assert [a.get_attribute("href") for a in body.locator("a").all()] == ["https://b.example/x"]
+    links = [a.get_attribute("href") for a in body.locator("a").all()]
+    assert links == ["https://b.example/x", "https://c.example/d_e"]
     assert body.locator("h3").inner_text() == "A title"
-    assert body.locator("strong").inner_text() == "bold"
-    assert body.locator("em").inner_text() == "slanted"
+    assert body.locator("strong").all_inner_texts() == ["bold", "both"]
+    assert body.locator("em").all_inner_texts() == ["slanted", "both", "low"]
+    assert body.locator("del").inner_text() == "gone"
+    assert "snake_case_name" in body.inner_text()
+    assert "*plain*" in body.inner_text()
+    assert body.locator("ol > li p").inner_text() == "further"
+    assert body.locator("td.right").inner_text() == "7"
     assert body.locator("p code").inner_text() == "code <b>"
     assert body.locator("ul > li").count() == 2
     assert body.locator("ul ol li").inner_text() == "inner"
     assert body.locator("td").nth(1).inner_text() == "<i>2</i>"
     assert body.locator("pre").first.inner_text() == "print('<script>')"
-    assert body.locator("pre").nth(1).inner_text() == "never closed"
+    assert body.locator("li pre").inner_text() == "in = 1"
+    assert body.locator("pre").last.inner_text() == "never closed"
+    body.locator(".code button").first.click()
+    until(lambda: body.locator(".code button").first.inner_text() == "Copied")
     details = page.locator("li.assistant details")
     assert details.get_attribute("open") is None  # folded
     details.locator("summary").click()

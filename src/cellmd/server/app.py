@@ -28,8 +28,11 @@ PAGE_FILES = {
     "style.css": "text/css",
     "app.js": "text/javascript",
     "chat.js": "text/javascript",
+    "elements.js": "text/javascript",
     "media.js": "text/javascript",
     "markdown.js": "text/javascript",
+    "store.js": "text/javascript",
+    "view.js": "text/javascript",
 }
 
 

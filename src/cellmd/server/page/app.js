@@ -1,94 +1,69 @@
-// The page: conversations, the composer, settings. Everything is kept in this browser.
+// The page: conversations, the composer, settings, and what happens when something is pressed.
 
-import { modelName, stream } from "./chat.js";
-import { markdown } from "./markdown.js";
-import { Recorder, attachment, part, shown } from "./media.js";
+import { describe, stream } from "./chat.js";
+import { button, iconButton, make } from "./elements.js";
+import { Recorder, attachment, kinds, part, preview } from "./media.js";
+import * as store from "./store.js";
+import { figures, fill, messageItem } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
-const settings = $("settings").querySelector("form").elements;
-const NUMBERS = ["temperature", "top_p", "top_k", "seed", "max_completion_tokens"];
+const settings = $("settings-form").elements;
+const KEPT = ["system", "temperature", "top_p", "top_k", "seed", "max_completion_tokens", "detail"];
+const NUMBERS = KEPT.slice(1, -1);
 const recorder = new Recorder();
+const running = new Map(); // conversation -> the AbortController of the answer that is being made
 
-let conversations = stored("conversations", []);
-let current = conversations[0] ?? begun();
+let conversations = [];
+let current = begun();
 let attached = [];
-let running = null; // the AbortController of the answer that is being made
+let stuck = true; // to the end of the messages, until somebody scrolls up
+let editing = null; // the index of the message that the next one takes the place of
 
 // ---- keeping ------------------------------------------------------------------------------------------------
 
-function stored(name, otherwise) {
-  try {
-    return JSON.parse(localStorage.getItem(`cellmd.${name}`)) ?? otherwise;
-  } catch {
-    return otherwise;
-  }
+function begun() {
+  return { id: crypto.randomUUID?.() ?? String(Math.random()), changed: Date.now(), messages: [] };
 }
 
-function keep() {
-  const used = conversations.filter((one) => one.messages.length);
+async function keep(conversation) {
+  const messages = conversation.messages.map(({ running: _, ...kept }) => kept);
   try {
-    localStorage.setItem("cellmd.conversations", JSON.stringify(used));
-  } catch { // media fill the browser's few megabytes soon: then only their names are kept
-    const light = (key, value) => (key === "url" ? undefined : value);
-    try {
-      localStorage.setItem("cellmd.conversations", JSON.stringify(used, light));
-    } catch {
-      tell("The browser has no room left to keep conversations.");
-    }
+    await store.keep({ ...conversation, messages });
+  } catch {
+    tell("This browser does not keep conversations.");
   }
 }
 
 function keepSettings() {
-  const values = Object.fromEntries(["system", ...NUMBERS].map((name) => [name, settings[name].value]));
-  localStorage.setItem("cellmd.settings", JSON.stringify({ ...values, reasoning: settings.reasoning.checked }));
+  const values = Object.fromEntries(KEPT.map((name) => [name, settings[name].value]));
+  store.keepSetting("settings", { ...values, reasoning: settings.reasoning.checked });
   sessionStorage.setItem("cellmd.key", settings.key.value);
 }
 
 function loadSettings() {
-  const values = stored("settings", {});
-  for (const name of ["system", ...NUMBERS]) settings[name].value = values[name] ?? "";
+  const values = store.setting("settings", {});
+  for (const name of KEPT) settings[name].value = values[name] ?? settings[name].value;
   settings.reasoning.checked = Boolean(values.reasoning);
   settings.key.value = sessionStorage.getItem("cellmd.key") ?? "";
-  setTheme(localStorage.getItem("cellmd.theme"));
-}
-
-function setTheme(theme) {
+  const theme = store.setting("theme", null);
   if (theme) document.documentElement.dataset.theme = theme;
 }
 
-function begun() {
-  const one = { id: crypto.randomUUID?.() ?? String(Math.random()), messages: [] };
-  conversations.unshift(one);
-  return one;
-}
-
 // ---- showing ------------------------------------------------------------------------------------------------
-
-function make(name, text = "", className = "") {
-  const made = document.createElement(name);
-  made.textContent = text;
-  if (className) made.className = className;
-  return made;
-}
-
-function button(text, onClick) {
-  const made = make("button", text);
-  made.type = "button";
-  made.addEventListener("click", onClick);
-  return made;
-}
 
 function tell(text) {
   $("status").textContent = text;
 }
 
+function titleOf(conversation) {
+  return conversation.messages[0]?.text.slice(0, 80) || conversation.messages[0]?.media?.[0]?.name || "New conversation";
+}
+
 function showList() {
-  $("list").replaceChildren(...conversations.filter((one) => one.messages.length || one === current).map((one) => {
+  $("list").replaceChildren(...conversations.map((one) => {
     const item = make("li");
-    const title = one.messages[0]?.text.slice(0, 60) || "New conversation";
-    const forget = button("✕", () => forgetConversation(one));
-    forget.setAttribute("aria-label", `Delete ${title}`);
-    item.append(button(title, () => open(one)), forget);
+    const title = titleOf(one);
+    item.append(button(title, () => open(one)), iconButton("remove", `Delete ${title}`, () => forget(one)));
     item.setAttribute("aria-current", String(one === current));
     return item;
   }));
@@ -96,102 +71,116 @@ function showList() {
 
 function showAttached() {
   $("attached").replaceChildren(...attached.map((one) => {
-    const item = make("li", one.name);
-    const remove = button("✕", () => {
+    const item = make("li");
+    const remove = iconButton("remove", `Remove ${one.name}`, () => {
       attached = attached.filter((other) => other !== one);
       showAttached();
     });
-    remove.setAttribute("aria-label", `Remove ${one.name}`);
-    item.append(remove);
+    item.append(...preview(one), make("span", one.name), remove);
     return item;
   }));
+  ready();
 }
 
 function showAll() {
-  $("messages").replaceChildren(...current.messages.map(shownMessage));
+  $("messages").replaceChildren(...current.messages.map((message, index) => {
+    return messageItem(message, () => edit(index), () => again(index));
+  }));
+  $("messages").children[editing]?.classList.add("editing");
+  $("welcome").hidden = current.messages.length > 0;
   showList();
+  ready();
   toEnd(true);
 }
 
-function shownMessage(message, index) {
-  const item = make("li", "", message.error ? "error" : message.role);
-  const media = make("div", "", "media");
-  media.append(...(message.media ?? []).map(shown));
-  const reasoning = make("details");
-  reasoning.append(make("summary", "Reasoning"), make("span"));
-  const body = make("div", "", "body");
-  const tools = make("div", "", "tools");
-  item.append(media, reasoning, body, tools);
-  fill(item, message);
-  if (message.role === "user") {
-    tools.append(button("Edit", () => edit(index)));
-  } else {
-    tools.append(button("Copy", () => navigator.clipboard?.writeText(message.text)));
-    tools.append(button("Again", () => again(index)));
-    tools.append(make("span", message.figures ?? ""));
-  }
-  return item;
+function ready() {
+  const busy = running.has(current);
+  $("messages").setAttribute("aria-busy", String(busy));
+  $("send").hidden = busy;
+  $("stop").hidden = !busy;
+  $("send").disabled = !$("text").value.trim() && !attached.length;
 }
 
-function fill(item, message) {
-  const [media, reasoning, body] = item.children;
-  media.hidden = !media.children.length;
-  reasoning.hidden = !message.reasoning;
-  reasoning.lastChild.textContent = message.reasoning ?? "";
-  if (message.role === "assistant" && !message.error) body.replaceChildren(markdown(message.text));
-  else body.textContent = message.text;
+function fit() {
+  const text = $("text");
+  text.style.height = "auto";
+  text.style.height = `${text.scrollHeight}px`;
+  ready();
+}
+
+function fromEnd() {
+  const box = $("messages");
+  return box.scrollHeight - box.scrollTop - box.clientHeight;
 }
 
 function toEnd(always) {
   const box = $("messages");
-  if (always || box.scrollHeight - box.scrollTop - box.clientHeight < 120) box.scrollTop = box.scrollHeight;
+  if (always || stuck) box.scrollTop = box.scrollHeight;
+  $("to-end").hidden = fromEnd() < 300;
 }
 
 // ---- conversations ------------------------------------------------------------------------------------------
 
 function open(one) {
-  running?.abort();
   current = one;
-  $("side").classList.remove("open");
+  editing = null;
+  showSide(false);
   showAll();
   $("text").focus();
 }
 
-function forgetConversation(one) {
+function showSide(shown) {
+  $("side").classList.toggle("open", shown);
+  $("show-list").setAttribute("aria-expanded", String(shown));
+}
+
+async function forget(one) {
+  if (!confirm(`Delete “${titleOf(one)}”?`)) return;
+  running.get(one)?.abort();
   conversations = conversations.filter((other) => other !== one);
-  keep();
-  open(one === current ? conversations[0] ?? begun() : current);
+  await store.forget(one).catch(() => {});
+  open(one === current ? begun() : current);
+}
+
+function compose(text, media) {
+  $("text").value = text;
+  attached = media;
+  showAttached();
+  fit();
 }
 
 function edit(index) {
-  running?.abort();
-  const message = current.messages[index];
-  current.messages = current.messages.slice(0, index);
-  attached = message.media ?? [];
-  $("text").value = message.text;
-  showAttached();
+  running.get(current)?.abort();
+  const { text, media } = current.messages[index];
+  editing = index;
+  compose(text, media ?? []);
   showAll();
-  fit();
+  tell("Editing; Esc leaves it as it was");
   $("text").focus();
 }
 
-function again(index) {
-  running?.abort();
-  current.messages = current.messages.slice(0, index);
+function leaveEditing() {
+  editing = null;
+  compose("", []);
+  tell("");
   showAll();
-  answer();
+}
+
+function again(index) {
+  running.get(current)?.abort();
+  current.messages = current.messages.slice(0, index);
+  answer(current);
 }
 
 function send() {
   const text = $("text").value.trim();
-  if (running || (!text && !attached.length)) return;
+  if (running.has(current) || (!text && !attached.length)) return;
+  if (editing !== null) current.messages = current.messages.slice(0, editing);
   current.messages.push({ role: "user", text, media: attached });
-  attached = [];
-  $("text").value = "";
-  fit();
-  showAttached();
-  showAll();
-  answer();
+  editing = null;
+  compose("", []);
+  tell("");
+  answer(current);
 }
 
 // ---- answers ------------------------------------------------------------------------------------------------
@@ -200,7 +189,7 @@ function request(messages) {
   const system = settings.system.value.trim();
   const turns = messages.filter((message) => !message.error).map(({ role, text, media }) => ({
     role,
-    content: media?.length ? [...media.map(part), { type: "text", text }] : text,
+    content: media?.length ? [...media.map((one) => part(one, settings.detail.value)), { type: "text", text }] : text,
   }));
   const body = { messages: system ? [{ role: "system", content: system }, ...turns] : turns };
   for (const name of NUMBERS) if (settings[name].value !== "") body[name] = Number(settings[name].value);
@@ -208,19 +197,22 @@ function request(messages) {
   return body;
 }
 
-async function answer() {
-  const own = current;
+async function answer(own) {
   const body = request(own.messages);
-  const message = { role: "assistant", text: "", reasoning: "" };
-  own.messages.push(message);
-  showAll();
-  const item = $("messages").lastChild;
+  const message = { role: "assistant", text: "", reasoning: "", running: true };
   const abort = new AbortController();
-  running = abort;
-  busy(true);
+  own.changed = Date.now();
+  own.messages.push(message);
+  conversations = [own, ...conversations.filter((one) => one !== own)];
+  running.set(own, abort);
+  if (own === current) showAll();
+  else showList();
+  keep(own);
   let due = false;
   const draw = () => {
     due = false;
+    const item = own === current && $("messages").children[own.messages.indexOf(message)];
+    if (!item) return;
     fill(item, message);
     toEnd(false);
   };
@@ -235,12 +227,11 @@ async function answer() {
   } catch (error) {
     failed(message, error);
   }
-  if (running === abort) {
-    running = null;
-    busy(false);
-  }
-  keep();
-  if (own === current) showAll();
+  message.running = false;
+  if (running.get(own) === abort) running.delete(own);
+  if (own.messages.includes(message)) keep(own);
+  draw();
+  ready();
 }
 
 function failed(message, error) {
@@ -249,20 +240,9 @@ function failed(message, error) {
     return;
   }
   message.error = !message.text;
-  message.figures = error.message;
+  message.figures = message.error ? "" : error.message;
   if (message.error) message.text = error.message;
   if (error.status === 401) $("settings").showModal();
-}
-
-function figures({ finish, usage, timings }) {
-  const rate = timings?.decode_tokens_per_s;
-  const parts = [usage && `${usage.completion_tokens} tokens`, rate && `${rate.toFixed(1)} tokens/s`];
-  return [...parts, finish === "length" && "cut at the longest answer"].filter(Boolean).join(", ");
-}
-
-function busy(on) {
-  $("send").hidden = on;
-  $("stop").hidden = !on;
 }
 
 // ---- the composer -------------------------------------------------------------------------------------------
@@ -281,9 +261,12 @@ async function attach(files) {
 
 async function record() {
   try {
-    if (recorder.running) attached.push(await recorder.stop());
-    else await recorder.start();
-    tell(recorder.running ? "Recording; press ● again to end." : "");
+    if (recorder.running) {
+      attached.push(await recorder.stop());
+      tell("");
+    } else {
+      await recorder.start((seconds) => tell(`Recording ${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`));
+    }
   } catch (error) {
     tell(`No recording: ${error.message}`);
   }
@@ -291,9 +274,23 @@ async function record() {
   showAttached();
 }
 
-function fit() {
-  const text = $("text");
-  text.rows = Math.min(10, text.value.split("\n").length);
+function escaped() {
+  if ($("settings").open) return;
+  if ($("side").classList.contains("open")) showSide(false);
+  else if (editing !== null) leaveEditing();
+  else running.get(current)?.abort();
+}
+
+function typed(event) {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing && !matchMedia("(pointer: coarse)").matches) {
+    event.preventDefault();
+    send();
+  }
+  const last = current.messages.findLastIndex((message) => message.role === "user");
+  if (event.key === "ArrowUp" && !$("text").value && !running.has(current) && last >= 0) {
+    event.preventDefault();
+    edit(last);
+  }
 }
 
 function listen() {
@@ -301,41 +298,40 @@ function listen() {
     event.preventDefault();
     send();
   });
-  $("text").addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing && !matchMedia("(pointer: coarse)").matches) {
-      event.preventDefault();
-      send();
-    }
-  });
+  $("text").addEventListener("keydown", typed);
   $("text").addEventListener("input", fit);
   $("text").addEventListener("paste", (event) => attach(event.clipboardData.files));
-  $("stop").addEventListener("click", () => running?.abort());
-  document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && !$("settings").open) running?.abort();
-  });
+  $("stop").addEventListener("click", () => running.get(current)?.abort());
+  document.addEventListener("keydown", (event) => event.key === "Escape" && escaped());
   $("attach").addEventListener("click", () => $("files").click());
   $("files").addEventListener("change", async () => {
     await attach($("files").files);
     $("files").value = "";
   });
   $("record").addEventListener("click", record);
-  $("new").addEventListener("click", () => open(current.messages.length ? begun() : current));
-  $("show-list").addEventListener("click", () => {
-    const isOpen = $("side").classList.toggle("open");
-    $("show-list").setAttribute("aria-expanded", String(isOpen));
-  });
+  $("new").addEventListener("click", () => open(begun()));
+  $("show-list").addEventListener("click", () => showSide(!$("side").classList.contains("open")));
   $("show-settings").addEventListener("click", () => $("settings").showModal());
+  $("settings").addEventListener("click", (event) => event.target === $("settings") && $("settings").close());
   $("settings").addEventListener("close", () => {
     keepSettings();
     greet();
   });
+  settings.reasoning.addEventListener("change", keepSettings);
   $("theme").addEventListener("click", () => {
-    const dark = matchMedia("(prefers-color-scheme: dark)").matches;
-    const shownTheme = document.documentElement.dataset.theme ?? (dark ? "dark" : "light");
-    const theme = shownTheme === "dark" ? "light" : "dark";
-    localStorage.setItem("cellmd.theme", theme);
-    setTheme(theme);
+    const root = document.documentElement.dataset;
+    const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+    root.theme = (root.theme ?? system) === "dark" ? "light" : "dark";
+    store.keepSetting("theme", root.theme);
   });
+  $("messages").addEventListener("scroll", () => {
+    stuck = fromEnd() < 120;
+    $("to-end").hidden = fromEnd() < 300;
+  });
+  for (const grown of ["load", "loadedmetadata"]) $("messages").addEventListener(grown, () => toEnd(false), true);
+  new ResizeObserver(() => toEnd(false)).observe($("messages"));
+  $("to-end").addEventListener("click", () => toEnd(true));
+  addEventListener("visibilitychange", () => document.hidden && [...running.keys()].forEach(keep));
   const main = document.querySelector("main");
   document.addEventListener("dragover", (event) => {
     event.preventDefault();
@@ -351,15 +347,31 @@ function listen() {
 
 async function greet() {
   try {
-    $("model").textContent = document.title = await modelName(settings.key.value);
+    const model = await describe(settings.key.value);
+    $("model").textContent = document.title = model.id;
+    const { names, accept } = kinds(model.input_modalities);
+    $("takes").textContent = names && `You can attach ${names}, or drop them here.`;
+    $("files").accept = accept;
+    $("attach").hidden = !accept;
+    $("record").hidden = !model.input_modalities.includes("audio");
     tell("");
   } catch (error) {
     tell(error.message);
-    if (error.status === 401) $("settings").showModal();
+    if (error.status === 401 && !$("settings").open) $("settings").showModal();
   }
 }
 
-loadSettings();
-listen();
-showAll();
-greet();
+async function start() {
+  loadSettings();
+  listen();
+  fit();
+  try {
+    conversations = await store.conversations();
+  } catch {
+    tell("This browser does not keep conversations.");
+  }
+  open(conversations[0] ?? current);
+  await greet();
+}
+
+start();

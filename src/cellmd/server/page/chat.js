@@ -1,8 +1,8 @@
 // The server's interface: which model it has, and answers as they come.
 
-export async function modelName(key) {
+export async function describe(key) {
   const answer = await ask("v1/models", { headers: headers(key) });
-  return (await answer.json()).data[0].id;
+  return (await answer.json()).data[0];
 }
 
 // Calls onDelta({content, reasoning_content}) for every piece; returns {finish, usage, timings}.
