@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -112,8 +112,7 @@ class _Calibration:
             for layer in self._config.layers[first:]:
                 self._round(self._moments(partial(self._products, index=layer.index)))
                 if layer.index + 1 < self._config.n_layers:
-                    for piece in range(len(self._prompts)):
-                        self._stored_run.run(layer.index, piece, keep=True)
+                    self._run(self._stored_run, layer.index, range(len(self._prompts)))
                 self._forget()
                 self._save()
         return self._stored.packed
@@ -162,7 +161,7 @@ class _Calibration:
         sequences = [Running(0, list(prompt.token_ids)) for prompt in self._prompts]
         for component in sorted(self._components_met()):
             moments: _Moments = {
-                (name,): InputMoments(each.spec.shape[1])
+                (name,): InputMoments(each.spec.shape[1], self._pool)
                 for name, each in self._planned.items()
                 if each.spec.component == component
             }
@@ -191,11 +190,10 @@ class _Calibration:
         self._begin(self._float_run)
         pieces = self._enough_pieces(_HEAD_ROWS_PER_COLUMN * self._config.d_model)
         for layer in self._config.layers:
-            for piece in pieces:
-                self._float_run.run(layer.index, piece, keep=True)
+            self._run(self._float_run, layer.index, pieces)
             self._forget()
             self._report(self._layer_bytes(layer.index), f"{DECODER}layers.{layer.index}")
-        moments = InputMoments(self._config.d_model)
+        moments = InputMoments(self._config.d_model, self._pool)
         for piece in pieces:
             moments.add(self._float_run.head_input(piece))
         return moments
@@ -210,19 +208,32 @@ class _Calibration:
     def _moments(self, products: Callable[[Stream, int], Products]) -> _Moments:
         """Moments over all pieces of the inputs of matrices that are to be rounded."""
         moments: _Moments = {}
-        for piece in range(len(self._prompts)):
-            source, stored = products(self._float_run, piece), products(self._stored_run, piece)
+        for source, stored in self._side_by_side(products):
             for names in _sharing(stored.inputs, self._planned.keys() - self._stored.packed.keys()):
                 x = stored.inputs[names[0]]
                 if names not in moments:
-                    moments[names] = InputMoments(x.shape[1])
+                    moments[names] = InputMoments(x.shape[1], self._pool)
                 n_rows, n_columns = self._planned[names[0]].spec.shape
                 if len(names) == 1 and n_rows < n_columns:
-                    missing = source.outputs[names[0]] - stored.outputs[names[0]]
-                    moments[names].add(x, missing_outputs=missing)
+                    moments[names].add(x, source.outputs[names[0]] - stored.outputs[names[0]])
                 else:
-                    moments[names].add(x, source.inputs[names[0]])
+                    moments[names].add(x, source.inputs[names[0]] - x)
         return moments
+
+    def _side_by_side(self, products: Callable[[Stream, int], Products]) -> Iterator[tuple[Products, Products]]:
+        """Of each piece in the source and in the stored model, in order. As many at once as there are threads: inputs
+        are large."""
+        for first in range(0, len(self._prompts), self._n_threads):
+            pieces = range(first, min(first + self._n_threads, len(self._prompts)))
+            yield from self._pool.map(lambda i: (products(self._float_run, i), products(self._stored_run, i)), pieces)
+
+    def _run(self, run: Stream, layer: int, pieces: Sequence[int]) -> None:
+        """On through a layer, without keeping its products."""
+
+        def one(piece: int) -> None:
+            run.run(layer, piece, keep=True)
+
+        list(self._pool.map(one, pieces))
 
     def _round(self, moments: _Moments) -> None:
         """Uses the moments up: of a layer they are the largest thing in memory."""

@@ -6,6 +6,7 @@ weights are stored. Only one layer's float weights are in memory at a time.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -123,19 +124,31 @@ class Products(NamedTuple):
     outputs: dict[str, np.ndarray]
 
 
-class RecordingOps(ReferenceOps):
-    """The reference backend with named weights.
+class _Record(threading.local):
+    """What a thread is recording. last: an input and its copy."""
 
-    products: the last of each matrix. seen: called with the name and the input of every product.
+    def __init__(self) -> None:
+        self.products = Products({}, {})
+        self.last: tuple[np.ndarray, np.ndarray] | None = None
+
+
+class RecordingOps(ReferenceOps):
+    """The reference backend with named weights. Several threads may run it at once.
+
+    seen: called with the name and the input of every product.
     """
 
     def __init__(self, values: Values) -> None:
         super().__init__()
         self.values = values
-        self.products = Products({}, {})
         self.seen: Callable[[str, np.ndarray], None] | None = None
-        self._last: tuple[np.ndarray, np.ndarray] | None = None
+        self._record = _Record()
         self._looked_up: dict[str, dict[int, np.ndarray]] = {}
+
+    def record(self) -> Products:
+        """An empty record, which this thread's products go to from now on, the last of each matrix."""
+        self._record.products, self._record.last = Products({}, {}), None
+        return self._record.products
 
     def look_up(self, name: str, ids: np.ndarray) -> list[np.ndarray]:
         """Rows of a table, which are kept: every layer looks up the same tokens again."""
@@ -160,19 +173,21 @@ class RecordingOps(ReferenceOps):
 
     def linear(self, x: Tensor, matrix: Weights) -> Tensor:
         seen = x if matrix.clip is None else self.clamp(x, matrix.clip[0], matrix.clip[1])
-        self.products.inputs[matrix.name] = self._kept(seen)
+        products = self._record.products
+        products.inputs[matrix.name] = self._kept(seen)
         if self.seen is not None:
             self.seen(matrix.name, seen)
         y = super().linear(x, matrix)
         if matrix.n_rows < matrix.n_columns:
-            self.products.outputs[matrix.name] = y.copy()  # y may be overwritten
+            products.outputs[matrix.name] = y.copy()  # y may be overwritten
         return y
 
     def _kept(self, x: np.ndarray) -> np.ndarray:
         """A copy, for x may be overwritten; one and the same for matrices that share their input."""
-        if self._last is None or self._last[0] is not x or not np.array_equal(*self._last):
-            self._last = x, x.copy()
-        return self._last[1]
+        last = self._record.last
+        if last is None or last[0] is not x or not np.array_equal(*last):
+            self._record.last = last = x, x.copy()
+        return last[1]
 
 
 class _Named(Weights):
@@ -211,7 +226,8 @@ class Standing:
 
 
 class Stream:
-    """A run of the decoder over prompts, each a sequence of its own, standing between two layers."""
+    """A run of the decoder over prompts, each a sequence of its own, standing between two layers. Pieces do not know of
+    each other: several threads may run one each."""
 
     def __init__(self, values: Values, config: TextConfig, tensors: Mapping[str, PackedTensor]) -> None:
         self.ops = RecordingOps(values)
@@ -235,20 +251,20 @@ class Stream:
         layer, batch, caches = self._config.layers[index], self._batches[piece], self._caches[piece]
         if layer.owns_kv and index not in caches:
             caches[index] = self.new_cache(index, piece)
-        self.ops.products = Products({}, {})
+        products = self.ops.record()
         own_input = self._decoder.own_input(index, self._embedded[piece], batch)
         x = self._rows[piece] if keep else self._rows[piece].copy()
         self._decoder.layer(index, x, own_input, batch, caches)
         if keep:
             for source in [source for source in caches if self._readers[source] <= index]:
                 del caches[source]
-        return self.ops.products
+        return products
 
     def own_inputs(self, piece: int) -> Products:
         """Products of the matrices that make the layers' own inputs; none in a model without."""
-        self.ops.products = Products({}, {})
+        products = self.ops.record()
         self._decoder.own_input(0, self._embedded[piece], self._batches[piece])
-        return self.ops.products
+        return products
 
     def head_input(self, piece: int) -> np.ndarray:
         """Behind the last layer: what the output head multiplies."""

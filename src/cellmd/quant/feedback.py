@@ -36,9 +36,9 @@ DRIFT_SHARE = 0.5
 """How much of the move towards the inputs of the stored model is made. Measured likewise."""
 
 _MOST_ROWS_KEPT = 4096
-_STRIPE_COLUMNS = 1024
+_STRIPE_COLUMNS = 512
 _BLOCK_COLUMNS = 64
-_CHUNK_ROWS = 2048
+_CHUNK_ROWS = 768
 _CHUNK_WEIGHTS = 1 << 16
 """Weights whose scales are searched at once: they and their copies stay in a core's cache."""
 
@@ -48,55 +48,56 @@ _SHRINKS = np.linspace(1.06, 0.55, 18, dtype=np.float32)
 class InputMoments:
     """Second moments of the inputs of a matrix of K columns, summed over calibration rows.
 
-    Where the inputs of the source are other ones, what the matrix should make up for is summed, too: as `drift`,
-    (K, K), the sum of (x_source - x)^T x; or, which is less for a matrix with fewer rows than columns, as `shortfall`,
-    (N, K), the matrix times the drift: the sum of (y_source - y)^T x with y the outputs of the source's matrix.
+    pull: (M, K), what the matrix should make up for, None where nothing is: the sum of (x_source - x)^T x, M = K; or,
+    for a matrix with N < K rows, that times the matrix, which is less: the sum of (y_source - y)^T x with y the outputs
+    of the source's matrix, M = N.
     """
 
-    def __init__(self, n_columns: int) -> None:
-        self.drift: np.ndarray | None = None
-        self.shortfall: np.ndarray | None = None
-        self._lower = np.zeros((n_columns, n_columns), np.float32)
-        self._kept = np.empty((min(n_columns, _MOST_ROWS_KEPT), n_columns), np.float32)
+    def __init__(self, n_columns: int, pool: Executor) -> None:
+        """pool: shares out the sums."""
+        self.pull: np.ndarray | None = None
+        self._pool = pool
+        self._gram = np.zeros((n_columns, n_columns), np.float32)
+        self._rows = np.empty((min(n_columns, _MOST_ROWS_KEPT), n_columns), np.float32)
+        self._differences = np.empty((len(self._rows), 0), np.float32)
         self._n_kept = 0
 
-    def add(
-        self, stored: np.ndarray, source: np.ndarray | None = None, *, missing_outputs: np.ndarray | None = None
-    ) -> None:
-        """Rows of inputs float32 (R, K) in the stored model. source: those in the source. missing_outputs: (R, N), to
-        be given instead of `source`: y_source - y."""
-        if source is not None:
-            self.drift = _added(self.drift, (source - stored).T @ stored)
-        if missing_outputs is not None:
-            self.shortfall = _added(self.shortfall, missing_outputs.T @ stored)
-        while len(stored):
-            room = self._kept[self._n_kept : self._n_kept + len(stored)]
-            room[...] = stored[: len(room)]
-            stored, self._n_kept = stored[len(room) :], self._n_kept + len(room)
-            if self._n_kept == len(self._kept):
+    def add(self, rows: np.ndarray, differences: np.ndarray | None = None) -> None:
+        """Rows of inputs float32 (R, K), and what the source has more of inputs (R, K) or of outputs (R, N)."""
+        if differences is not None and self.pull is None:
+            width = differences.shape[1]
+            self.pull = np.zeros((width, rows.shape[1]), np.float32)
+            self._differences = np.empty((len(self._rows), width), np.float32)
+        while len(rows):
+            place = slice(self._n_kept, min(self._n_kept + len(rows), len(self._rows)))
+            n = place.stop - place.start
+            self._rows[place] = rows[:n]
+            if differences is not None:
+                self._differences[place], differences = differences[:n], differences[n:]
+            rows, self._n_kept = rows[n:], place.stop
+            if self._n_kept == len(self._rows):
                 self._sum_up()
 
     def gram(self) -> np.ndarray:
         """The sum of x^T x, float32 (K, K)."""
         self._sum_up()
-        for start in range(0, len(self._lower), _STRIPE_COLUMNS):
+        for start in range(0, len(self._gram), _STRIPE_COLUMNS):
             stop = start + _STRIPE_COLUMNS
-            self._lower[start:stop, stop:] = self._lower[stop:, start:stop].T
-        return self._lower
+            self._gram[start:stop, stop:] = self._gram[stop:, start:stop].T
+        return self._gram
 
     def _sum_up(self) -> None:
-        """Products of many rows at once, and of one half of the columns: the other half is the same."""
-        rows, self._n_kept = self._kept[: self._n_kept], 0
-        for start in range(0, len(self._lower), _STRIPE_COLUMNS):
-            stop = start + _STRIPE_COLUMNS
-            self._lower[start:, start:stop] += rows[:, start:].T @ rows[:, start:stop]
+        """Products of many rows at once, a stripe of columns each; of the moments one half, for the other is alike."""
+        rows, differences = self._rows[: self._n_kept], self._differences[: self._n_kept]
 
+        def add(start: int) -> None:
+            stripe = slice(start, start + _STRIPE_COLUMNS)
+            self._gram[start:, stripe] += rows[:, start:].T @ rows[:, stripe]
+            if self.pull is not None:
+                self.pull[:, stripe] += differences.T @ rows[:, stripe]
 
-def _added(total: np.ndarray | None, more: np.ndarray) -> np.ndarray:
-    if total is None:
-        return more
-    total += more
-    return total
+        list(self._pool.map(add, range(0, len(self._gram), _STRIPE_COLUMNS)))
+        self._n_kept = 0
 
 
 @dataclass(frozen=True)
@@ -104,15 +105,14 @@ class Feedback:
     """What rounding needs of the moments of one input, for all matrices that it is multiplied with.
 
     order: of the columns, the last to be rounded first. lower: float32 (K, K), its lower triangle the Cholesky factor
-    L of H in that order: R is L with rows and columns turned round. importance: diagonal of H over its mean. drift,
-    shortfall: of `InputMoments`.
+    L of H in that order: R is L with rows and columns turned round. importance: diagonal of H over its mean. pull: of
+    `InputMoments`.
     """
 
     order: np.ndarray
     lower: np.ndarray
     importance: np.ndarray
-    drift: np.ndarray | None
-    shortfall: np.ndarray | None
+    pull: np.ndarray | None
 
     @classmethod
     def of(cls, moments: InputMoments, damping: float = DAMPING) -> Feedback:
@@ -123,23 +123,19 @@ class Feedback:
         lower = gram[np.ix_(order, order)]
         lower[np.diag_indices_from(lower)] = energy[order]
         factorise(lower)
-        return cls(order, lower, (energy / energy.mean()).astype(np.float32), moments.drift, moments.shortfall)
+        return cls(order, lower, (energy / energy.mean()).astype(np.float32), moments.pull)
 
-    def moved(self, weights: np.ndarray, share: float) -> np.ndarray:
+    def moved(self, weights: np.ndarray, share: float, pool: Executor) -> np.ndarray:
         """weights + share * weights E[d^T x] H^-1, float32 (N, K)."""
-        if self.shortfall is not None:
-            return weights + np.float32(share) * self._solved(self.shortfall)
-        if self.drift is not None:
-            return weights + np.float32(share) * (weights @ self._solved(self.drift))
-        return weights
-
-    def _solved(self, left: np.ndarray) -> np.ndarray:
-        """left H^-1, (M, K)."""
-        right = np.ascontiguousarray(left.T[self.order])
-        solve(self.lower, right)
-        solved = np.empty_like(left)
-        solved[:, self.order] = right.T
-        return solved
+        if self.pull is None:
+            return weights
+        right = np.ascontiguousarray(self.pull.T[self.order])
+        starts = range(0, right.shape[1], _STRIPE_COLUMNS)
+        list(pool.map(lambda start: solve(self.lower, right[:, start : start + _STRIPE_COLUMNS]), starts))
+        move = np.empty_like(self.pull)
+        move[:, self.order] = right.T
+        moved: np.ndarray = weights + np.float32(share) * (weights @ move if len(move) == len(self.order) else move)
+        return moved
 
 
 def encode_with_feedback(
@@ -158,7 +154,7 @@ def encode_with_feedback(
     """
     if not np.isfinite(weights).all():
         raise CheckpointError(f"tensor {name!r} holds NaN or infinite values; the checkpoint is damaged")
-    weights = feedback.moved(weights, drift_share)
+    weights = feedback.moved(weights, drift_share, pool)
     starts = range(0, len(weights), _CHUNK_ROWS)
     chunks = pool.map(
         partial(_encode_rows, coding=coding, feedback=feedback), (weights[i : i + _CHUNK_ROWS] for i in starts)
