@@ -38,17 +38,33 @@ class Values(Protocol):
     def forget(self) -> None: ...
 
 
+class _Kept:
+    """Whole tensors, each made once, whichever of several threads asks first."""
+
+    def __init__(self, make: Callable[[str], np.ndarray]) -> None:
+        self._make = make
+        self._made: dict[str, np.ndarray] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, name: str) -> np.ndarray:
+        with self._lock:
+            if name not in self._made:
+                self._made[name] = self._make(name)
+            return self._made[name]
+
+    def forget(self) -> None:
+        self._made.clear()
+
+
 class SourceValues:
     """The checkpoint's own numbers."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        self._whole: dict[str, np.ndarray] = {}
+        self._kept = _Kept(checkpoint.read_rows)
 
     def whole(self, name: str) -> np.ndarray:
-        if name not in self._whole:
-            self._whole[name] = self._checkpoint.read_rows(name)
-        return self._whole[name]
+        return self._kept(name)
 
     def rows(self, name: str, ids: np.ndarray) -> np.ndarray:
         shape = self._checkpoint.shape(name)
@@ -59,7 +75,7 @@ class SourceValues:
         return np.concatenate([self._checkpoint.read_rows(name, row, row + 1) for row in wanted.tolist()])[places]
 
     def forget(self) -> None:
-        self._whole.clear()
+        self._kept.forget()
 
 
 class StoredValues:
@@ -69,14 +85,10 @@ class StoredValues:
         self.packed: dict[str, PackedTensor] = {}
         self._source = source
         self._tables = {each.spec.name: each.coding for each in plan if each.spec.role == "per_layer_table"}
-        self._whole: dict[str, np.ndarray] = {}
+        self._kept = _Kept(lambda name: decode(self.packed[name]))
 
     def whole(self, name: str) -> np.ndarray:
-        if name not in self.packed:
-            return self._source.whole(name)
-        if name not in self._whole:
-            self._whole[name] = decode(self.packed[name])
-        return self._whole[name]
+        return self._kept(name) if name in self.packed else self._source.whole(name)
 
     def rows(self, name: str, ids: np.ndarray) -> np.ndarray:
         if name in self.packed:
@@ -86,7 +98,7 @@ class StoredValues:
         return decode(encode(name, rows, self._tables[name])) if name in self._tables else rows
 
     def forget(self) -> None:
-        self._whole.clear()
+        self._kept.forget()
 
 
 class MixedValues:
