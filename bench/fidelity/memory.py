@@ -18,7 +18,7 @@ import numpy as np
 
 from cellmd.convert.recipe import find_recipe
 from cellmd.convert.tensor_map import TensorSpec
-from cellmd.quant.feedback import InputMoments, encode_with_feedback
+from cellmd.quant.feedback import Feedback, InputMoments, encode_with_feedback
 
 PREFIX = "model.language_model."
 MATRICES = {
@@ -41,17 +41,19 @@ def measure(name: str, n_rows: int, n_columns: int, drifted: bool) -> dict[str, 
     role = "embedding" if name.endswith("embed_tokens.weight") else "matrix"
     coding = find_recipe("aggressive").coding(TensorSpec(name, (n_rows, n_columns), role, "text"), "bf16")
     weights = rng.standard_normal((n_rows, n_columns), dtype=np.float32)
-    moments = InputMoments(n_columns)
     inputs = rng.standard_normal((512, n_columns), dtype=np.float32)
-    moments.add(inputs, inputs + rng.standard_normal(inputs.shape, dtype=np.float32) / 8 if drifted else None)
-    before, began = peak(), time.perf_counter()
+    width = min(n_rows, n_columns)
     with ThreadPoolExecutor(1) as pool:
-        encode_with_feedback(name, weights, coding, moments, pool)
+        moments = InputMoments(n_columns, pool)
+        moments.add(inputs, rng.standard_normal((512, width), dtype=np.float32) / 8 if drifted else None)
+        moments_gib = (moments.gram().nbytes + (0 if moments.pull is None else moments.pull.nbytes)) / 2**30
+        before, began = peak(), time.perf_counter()
+        encode_with_feedback(name, weights, coding, Feedback.of(moments), pool)
     return {
         "matrix": name,
         "shape": [n_rows, n_columns],
         "weights_gib": round(weights.nbytes / 2**30, 2),
-        "moments_gib": round((moments.gram.nbytes + (moments.drift.nbytes if drifted else 0)) / 2**30, 2),
+        "moments_gib": round(moments_gib, 2),
         "rounding_gib": round(peak() - before, 2),
         "peak_gib": round(peak(), 2),
         "seconds": round(time.perf_counter() - began, 1),

@@ -17,6 +17,7 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 
+from cellmd.calibration.divergence import log_softmax_
 from cellmd.evaluation.samples import text_pieces
 from cellmd.evaluation.scores import PieceScores, Summary, compare_logits
 from cellmd.processors.tokenizer import open_tokenizer
@@ -59,9 +60,9 @@ def main() -> None:
     scores: dict[str, dict[str, list[PieceScores]]] = {name: {} for name in models}
     for text in args.texts:
         for piece in text_pieces(tokenizer, text, BOS, PIECE, MOST_TOKENS):
-            theirs = logits(against, piece)
+            log_p = log_softmax_(logits(against, piece))
             for name, model in models.items():
-                compared = compare_logits(logits(model, piece), theirs, piece[1:])
+                compared = compare_logits(logits(model, piece), log_p, piece[1:])
                 scores[name].setdefault(text.name, []).append(compared)
     for name, by_text in scores.items():
         together = Summary.of([piece for pieces in by_text.values() for piece in pieces])

@@ -1,12 +1,12 @@
 """The table of docs/quantisation.md: every recipe, data-free and calibrated, and budgets, on two texts.
 
     python bench/fidelity/table.py /tmp/fidelity/model/g270.gguf /tmp/fidelity/novel.txt /tmp/fidelity/manual.txt \
-        --work /tmp/fidelity/files [--own texts/] [--tokens 8192]
+        --work /tmp/fidelity/files [--own texts/] [--peer /tmp/fidelity/model/peer-q4_0.gguf] [--tokens 8192]
 
 Converts what is not yet in the work folder (an interrupted calibration goes on) and compares all files with the float
-model, first in float32 arithmetic, then with the native kernels, which quantise activations to 8 bits. A JSON line for
-each. With --results it puts them into bench/fidelity/results.jsonl in the place of those of the same name, and draws
-the curve. On one quiet core: about 12 minutes a calibration, 5 minutes a file to compare.
+model, first in float32 arithmetic, then with the native kernels, which quantise activations to 8 bits; a file of the
+peer (`peer.py` makes it) by its dequantised weights. A JSON line for each. With --results it puts them into
+bench/fidelity/results.jsonl in the place of those of the same name, and draws the curve.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import curve
+import gguf
 
 import cellmd
 from cellmd.container import Container
@@ -26,8 +27,6 @@ from cellmd.evaluation.evaluate import Wanted, evaluate
 
 RESULTS = Path(__file__).parent / "results.jsonl"
 RECIPES = ("aggressive", "balanced", "quality")
-BUDGET_BITS = (4.2, 4.55, 5.0)
-"""The sizes of the targets."""
 
 
 def bits_of(path: Path) -> tuple[float, int, int]:
@@ -44,21 +43,30 @@ def made(source: Path, path: Path, **options: Any) -> Path:
     return path
 
 
-def files(source: Path, work: Path, own: Path | None) -> dict[str, tuple[Path, str]]:
+def peer_bits(path: Path) -> float:
+    """Bits of a weight over all 2-D tensors of a GGUF file."""
+    matrices = [tensor for tensor in gguf.GGUFReader(path).tensors if len(tensor.shape) == 2]
+    return float(8 * sum(each.n_bytes for each in matrices) / sum(each.n_elements for each in matrices))
+
+
+def files(args: argparse.Namespace) -> dict[str, tuple[Path, str]]:
     """By name in the table: the file and the kind of point."""
+    source, work = args.source, args.work
     found = {}
+    if args.peer is not None:
+        found["Q4_0 throughout"] = made(args.peer, work / "peer.cellmd", recipe="float"), "peer"
     for recipe in RECIPES:
         found[recipe] = made(source, work / f"{recipe}.cellmd", recipe=recipe), "data-free"
     _, n_weights, rest = bits_of(work / "aggressive.cellmd")
     for recipe in RECIPES:
         path = made(source, work / f"{recipe}-default.cellmd", recipe=recipe, calibrate="default")
         found[f"{recipe}, calibrated"] = path, "calibrated"
-    for bits in BUDGET_BITS:
+    for bits in args.budgets:
         budget = int(rest + bits * n_weights / 8)
         path = made(source, work / f"budget-{bits}.cellmd", budget=budget, calibrate="default")
         found[f"budget {bits} bits"] = path, "calibrated"
-    if own is not None:
-        path = made(source, work / "aggressive-own.cellmd", recipe="aggressive", calibrate=own)
+    if args.own is not None:
+        path = made(source, work / "aggressive-own.cellmd", recipe="aggressive", calibrate=args.own)
         found["aggressive, own text"] = path, "calibrated"
     return found
 
@@ -76,12 +84,14 @@ def main() -> None:
     parser.add_argument("texts", type=Path, nargs="+")
     parser.add_argument("--work", type=Path, required=True, help="folder for the files")
     parser.add_argument("--own", type=Path, help="material near the texts to calibrate the smallest recipe on as well")
+    parser.add_argument("--peer", type=Path, help="GGUF file of the peer, the tokenizer beside it")
+    parser.add_argument("--budgets", type=float, nargs="*", default=[4.55, 5.0], help="bits a weight, calibrated")
     parser.add_argument("--tokens", type=int, default=8192, help="of each text")
     parser.add_argument("--results", action="store_true", help="put the points into results.jsonl and draw the curve")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     against = made(args.source, args.work / "float.cellmd", recipe="float")
-    named = files(args.source, args.work, args.own)
+    named = files(args)
     paths = [path for path, _ in named.values()]
     wanted = Wanted(args.texts, most_tokens=args.tokens)
     format_scores = scores(paths, against, wanted, "reference")
@@ -92,14 +102,14 @@ def main() -> None:
             {
                 "name": name,
                 "kind": kind,
-                "bits": round(bits_of(path)[0], 3),
+                "bits": round(peer_bits(args.peer) if kind == "peer" else bits_of(path)[0], 3),
                 "kl": plain["kl"]["mean"],
                 "interval": plain["kl"]["interval"],
                 "p99": plain["kl"]["p99"],
                 "top1": plain["top1"]["mean"],
                 "perplexity": plain["perplexity"],
                 "positions": plain["positions"],
-                "kl_with_kernels": kernels["kl"]["mean"],
+                "kl_with_kernels": None if kind == "peer" else kernels["kl"]["mean"],
             }
         )
         print(json.dumps(points[-1]), flush=True)

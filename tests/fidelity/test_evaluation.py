@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cellmd
+from cellmd.calibration.divergence import log_softmax_
 from cellmd.cli.main import main
 from cellmd.errors import ArgumentError
 from cellmd.evaluation.evaluate import Wanted, evaluate
@@ -27,7 +28,7 @@ def test_scores_are_their_definitions(n: int, vocab: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     logits, against = (rng.normal(0, 5, (n, vocab)).astype(np.float32) for _ in range(2))
     following = rng.integers(0, vocab, n - 1).tolist()
-    scores = compare_logits(logits, against, following)
+    scores = compare_logits(logits, log_softmax_(against.copy()), following)
     q, p = (np.exp(x.astype(np.float64)) for x in (logits, against))
     q /= q.sum(axis=1, keepdims=True)
     p /= p.sum(axis=1, keepdims=True)
@@ -42,7 +43,7 @@ def test_scores_are_their_definitions(n: int, vocab: int, seed: int) -> None:
 
 def test_equal_models_do_not_differ() -> None:
     logits = np.random.default_rng(0).normal(0, 5, (40, 300)).astype(np.float32)
-    scores = compare_logits(logits, logits, [1] * 39)
+    scores = compare_logits(logits, log_softmax_(logits.copy()), [1] * 39)
     assert scores.divergence.max() == 0
     assert scores.agreement.min() == 1
 

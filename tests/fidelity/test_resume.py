@@ -56,6 +56,11 @@ def finished(state: Path) -> int:
     return int(json.loads((state / "rounding" / "manifest.json").read_text())["finished"])
 
 
+def test_threads_change_nothing(source: Path, material: Path, uninterrupted: bytes, tmp_path: Path) -> None:
+    cellmd.convert(source, tmp_path / "x.cellmd", calibrate=material, threads=3)
+    assert (tmp_path / "x.cellmd").read_bytes() == uninterrupted
+
+
 @pytest.mark.parametrize("layer", [0, 3, 5])
 def test_it_goes_on_from_the_last_finished_layer(
     layer: int, source: Path, material: Path, uninterrupted: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -10,7 +10,8 @@ answers for the errors made before it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from cellmd.calibration.soft_tokens import modality, placeholders_of, with_soft_
 from cellmd.calibration.state import State, key_of, stand
 from cellmd.calibration.streams import (
     DECODER,
+    Products,
     SourceValues,
     StoredValues,
     Stream,
@@ -30,15 +32,21 @@ from cellmd.convert.checkpoint import Checkpoint
 from cellmd.convert.plan import PlannedTensor
 from cellmd.processors.features import Prompt
 from cellmd.quant import PackedTensor
-from cellmd.quant.feedback import InputMoments, encode_with_feedback
+from cellmd.quant.feedback import Feedback, InputMoments, encode_with_feedback
 from cellmd.runtime.batch import Sequence as Running
 
 Progress = Callable[[int, int, str], None]
 """Called with the bytes that are done of the tensors the two passes go through, all of them, and what is in hand."""
 
+_Moments = dict[tuple[str, ...], InputMoments]
+"""By the names of the matrices that share the input."""
+
 _log = logging.getLogger(__name__)
 
 EMBEDDING = f"{DECODER}embed_tokens.weight"
+
+_HEAD_ROWS_PER_COLUMN = 4
+"""Rows that are enough for the moments of the output head's inputs, for which the source runs once more."""
 
 
 def calibrate(
@@ -102,9 +110,9 @@ class _Calibration:
                 first = 0
                 self._before_layers()
             for layer in self._config.layers[first:]:
-                self._round(self._moments(partial(self._inputs, index=layer.index)))
-                for piece in range(len(self._prompts)):
-                    self._stored_run.run(layer.index, piece, keep=True)
+                self._round(self._moments(partial(self._products, index=layer.index)))
+                if layer.index + 1 < self._config.n_layers:
+                    self._run(self._stored_run, layer.index, range(len(self._prompts)))
                 self._forget()
                 self._save()
         return self._stored.packed
@@ -112,7 +120,7 @@ class _Calibration:
     def _before_layers(self) -> None:
         self._pieces = self._with_soft_tokens()
         if EMBEDDING in self._planned:
-            self._round({EMBEDDING: self._head_moments()})
+            self._round({(EMBEDDING,): self._head_moments()})
         self._begin(self._float_run)
         self._begin(self._stored_run)
         self._round(self._moments(Stream.own_inputs))
@@ -152,15 +160,15 @@ class _Calibration:
         tower after the other, for all of a tower's moments are there at once."""
         sequences = [Running(0, list(prompt.token_ids)) for prompt in self._prompts]
         for component in sorted(self._components_met()):
-            moments = {
-                name: InputMoments(each.spec.shape[1])
+            moments: _Moments = {
+                (name,): InputMoments(each.spec.shape[1], self._pool)
                 for name, each in self._planned.items()
                 if each.spec.component == component
             }
 
-            def add(name: str, x: np.ndarray, moments: dict[str, InputMoments] = moments) -> None:
-                if name in moments:
-                    moments[name].add(x)
+            def add(name: str, x: np.ndarray, moments: _Moments = moments) -> None:
+                if (name,) in moments:
+                    moments[(name,)].add(x)
 
             those = [i for i, prompt in enumerate(self._prompts) if modality(prompt) == component]
             prompts = [self._prompts[i] for i in those]
@@ -174,46 +182,67 @@ class _Calibration:
     def _begin(self, run: Stream) -> None:
         run.begin(self._pieces, placeholders_of(self._model_config))
 
-    def _inputs(self, run: Stream, piece: int, index: int) -> dict[str, np.ndarray]:
+    def _products(self, run: Stream, piece: int, index: int) -> Products:
         """The source goes on; the stored model will run the layer again when its matrices are rounded."""
         return run.run(index, piece, keep=run is self._float_run)
 
     def _head_moments(self) -> InputMoments:
         self._begin(self._float_run)
+        pieces = self._enough_pieces(_HEAD_ROWS_PER_COLUMN * self._config.d_model)
         for layer in self._config.layers:
-            for piece in range(len(self._prompts)):
-                self._float_run.run(layer.index, piece, keep=True)
+            self._run(self._float_run, layer.index, pieces)
             self._forget()
             self._report(self._layer_bytes(layer.index), f"{DECODER}layers.{layer.index}")
-        moments = InputMoments(self._config.d_model)
-        for piece in range(len(self._prompts)):
-            hidden = self._float_run.head_input(piece)
-            moments.add(hidden)
+        moments = InputMoments(self._config.d_model, self._pool)
+        for piece in pieces:
+            moments.add(self._float_run.head_input(piece))
         return moments
 
-    def _moments(self, inputs: Callable[[Stream, int], dict[str, np.ndarray]]) -> dict[str, InputMoments]:
-        """Moments over all pieces, by matrix name. Matrices with one input (q, k and v) share one object."""
-        moments: dict[str, InputMoments] = {}
-        for piece in range(len(self._prompts)):
-            source, stored = inputs(self._float_run, piece), inputs(self._stored_run, piece)
-            added: set[int] = set()
-            for name in stored.keys() & self._planned.keys() - self._stored.packed.keys():
-                x = stored[name]
-                if name not in moments:
-                    moments[name] = next(
-                        (moments[other] for other in moments if stored.get(other) is x), InputMoments(x.shape[1])
-                    )
-                if id(moments[name]) not in added:
-                    added.add(id(moments[name]))
-                    moments[name].add(x, source[name])
+    def _enough_pieces(self, n_rows: int) -> list[int]:
+        """Pieces with so many rows together, taken evenly; all of them if they have fewer."""
+        n_pieces = len(self._prompts)
+        share = min(1, n_rows / sum(len(prompt) for prompt in self._prompts))
+        n_wanted = math.ceil(share * n_pieces)
+        return [i * n_pieces // n_wanted for i in range(n_wanted)]
+
+    def _moments(self, products: Callable[[Stream, int], Products]) -> _Moments:
+        """Moments over all pieces of the inputs of matrices that are to be rounded."""
+        moments: _Moments = {}
+        for source, stored in self._side_by_side(products):
+            for names in _sharing(stored.inputs, self._planned.keys() - self._stored.packed.keys()):
+                x = stored.inputs[names[0]]
+                if names not in moments:
+                    moments[names] = InputMoments(x.shape[1], self._pool)
+                n_rows, n_columns = self._planned[names[0]].spec.shape
+                if len(names) == 1 and n_rows < n_columns:
+                    moments[names].add(x, source.outputs[names[0]] - stored.outputs[names[0]])
+                else:
+                    moments[names].add(x, source.inputs[names[0]] - x)
         return moments
 
-    def _round(self, moments: dict[str, InputMoments]) -> None:
-        for name in sorted(moments):
-            planned = self._planned[name]
-            weights = self._source.whole(name)
-            self._stored.packed[name] = encode_with_feedback(name, weights, planned.coding, moments[name], self._pool)
-            self._report(planned.source_bytes, name)
+    def _side_by_side(self, products: Callable[[Stream, int], Products]) -> Iterator[tuple[Products, Products]]:
+        """Of each piece in the source and in the stored model, in order. As many at once as there are threads: inputs
+        are large."""
+        for first in range(0, len(self._prompts), self._n_threads):
+            pieces = range(first, min(first + self._n_threads, len(self._prompts)))
+            yield from self._pool.map(lambda i: (products(self._float_run, i), products(self._stored_run, i)), pieces)
+
+    def _run(self, run: Stream, layer: int, pieces: Sequence[int]) -> None:
+        """On through a layer, without keeping its products."""
+
+        def one(piece: int) -> None:
+            run.run(layer, piece, keep=True)
+
+        list(self._pool.map(one, pieces))
+
+    def _round(self, moments: _Moments) -> None:
+        """Uses the moments up: of a layer they are the largest thing in memory."""
+        for names in sorted(moments):
+            feedback = Feedback.of(moments.pop(names))
+            for name in names:
+                coding, weights = self._planned[name].coding, self._source.whole(name)
+                self._stored.packed[name] = encode_with_feedback(name, weights, coding, feedback, self._pool)
+                self._report(self._planned[name].source_bytes, name)
 
     def _head_bytes(self) -> int:
         """What going through the layers once more takes, for the moments of the embedding."""
@@ -233,3 +262,11 @@ class _Calibration:
     def _forget(self) -> None:
         self._source.forget()
         self._stored.forget()
+
+
+def _sharing(inputs: Mapping[str, np.ndarray], names: Collection[str]) -> list[tuple[str, ...]]:
+    """Those of the matrices that have inputs, joined where they share one."""
+    found: dict[int, list[str]] = {}
+    for name in sorted(inputs.keys() & names):
+        found.setdefault(id(inputs[name]), []).append(name)
+    return [tuple(each) for each in found.values()]

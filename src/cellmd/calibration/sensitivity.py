@@ -171,7 +171,7 @@ class Sensitivity:
         n_layers = self._config.text.n_layers
         starts = {part * n_layers // PARTS for part in range(PARTS)}
         for piece in range(len(self._prompts)):
-            self._remember(self._stream.own_inputs(piece))
+            self._remember(self._stream.own_inputs(piece).inputs)
         for index in range(n_layers):
             if index in starts and index:
                 self._standings[index] = self._stream.standing()
@@ -205,9 +205,9 @@ class Sensitivity:
 
     def _layer(self, index: int, *, remember: bool) -> None:
         for piece in range(len(self._prompts)):
-            inputs = self._stream.run(index, piece, keep=True)
+            products = self._stream.run(index, piece, keep=True)
             if remember:
-                self._remember(inputs)
+                self._remember(products.inputs)
         self._values.forget()
 
     def _logits(self, piece: int) -> np.ndarray:

@@ -32,7 +32,7 @@ from cellmd.quant.feedback import DAMPING, DRIFT_SHARE
 from cellmd.runtime.batch import Sequence as Running
 from cellmd.runtime.batch import SoftTokens
 
-_VERSION = 1
+_VERSION = 2
 _MANIFEST = "manifest.json"
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 """What reading a damaged archive raises."""

@@ -6,9 +6,10 @@ weights are stored. Only one layer's float weights are in memory at a time.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -37,17 +38,33 @@ class Values(Protocol):
     def forget(self) -> None: ...
 
 
+class _Kept:
+    """Whole tensors, each made once, whichever of several threads asks first."""
+
+    def __init__(self, make: Callable[[str], np.ndarray]) -> None:
+        self._make = make
+        self._made: dict[str, np.ndarray] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, name: str) -> np.ndarray:
+        with self._lock:
+            if name not in self._made:
+                self._made[name] = self._make(name)
+            return self._made[name]
+
+    def forget(self) -> None:
+        self._made.clear()
+
+
 class SourceValues:
     """The checkpoint's own numbers."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        self._whole: dict[str, np.ndarray] = {}
+        self._kept = _Kept(checkpoint.read_rows)
 
     def whole(self, name: str) -> np.ndarray:
-        if name not in self._whole:
-            self._whole[name] = self._checkpoint.read_rows(name)
-        return self._whole[name]
+        return self._kept(name)
 
     def rows(self, name: str, ids: np.ndarray) -> np.ndarray:
         shape = self._checkpoint.shape(name)
@@ -58,7 +75,7 @@ class SourceValues:
         return np.concatenate([self._checkpoint.read_rows(name, row, row + 1) for row in wanted.tolist()])[places]
 
     def forget(self) -> None:
-        self._whole.clear()
+        self._kept.forget()
 
 
 class StoredValues:
@@ -68,14 +85,10 @@ class StoredValues:
         self.packed: dict[str, PackedTensor] = {}
         self._source = source
         self._tables = {each.spec.name: each.coding for each in plan if each.spec.role == "per_layer_table"}
-        self._whole: dict[str, np.ndarray] = {}
+        self._kept = _Kept(lambda name: decode(self.packed[name]))
 
     def whole(self, name: str) -> np.ndarray:
-        if name not in self.packed:
-            return self._source.whole(name)
-        if name not in self._whole:
-            self._whole[name] = decode(self.packed[name])
-        return self._whole[name]
+        return self._kept(name) if name in self.packed else self._source.whole(name)
 
     def rows(self, name: str, ids: np.ndarray) -> np.ndarray:
         if name in self.packed:
@@ -85,7 +98,7 @@ class StoredValues:
         return decode(encode(name, rows, self._tables[name])) if name in self._tables else rows
 
     def forget(self) -> None:
-        self._whole.clear()
+        self._kept.forget()
 
 
 class MixedValues:
@@ -116,40 +129,77 @@ class MixedValues:
         self._stored.forget()
 
 
-class RecordingOps(ReferenceOps):
-    """The reference backend with named weights.
+class Products(NamedTuple):
+    """By matrix name, what it was multiplied with (N, K), and, if it has fewer rows than columns, what came of it."""
 
-    inputs: by matrix name, what it was last multiplied with. seen: called with the name and the input of every product.
+    inputs: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
+
+
+class _Record(threading.local):
+    """What a thread is recording. last: an input and its copy."""
+
+    def __init__(self) -> None:
+        self.products = Products({}, {})
+        self.last: tuple[np.ndarray, np.ndarray] | None = None
+
+
+class RecordingOps(ReferenceOps):
+    """The reference backend with named weights. Several threads may run it at once.
+
+    seen: called with the name and the input of every product.
     """
 
     def __init__(self, values: Values) -> None:
         super().__init__()
         self.values = values
-        self.inputs: dict[str, np.ndarray] = {}
         self.seen: Callable[[str, np.ndarray], None] | None = None
-        self._last: tuple[np.ndarray, np.ndarray] | None = None
+        self._record = _Record()
+        self._looked_up: dict[str, dict[int, np.ndarray]] = {}
+
+    def record(self) -> Products:
+        """An empty record, which this thread's products go to from now on, the last of each matrix."""
+        self._record.products, self._record.last = Products({}, {}), None
+        return self._record.products
+
+    def look_up(self, name: str, ids: np.ndarray) -> list[np.ndarray]:
+        """Rows of a table, which are kept: every layer looks up the same tokens again."""
+        kept = self._looked_up.setdefault(name, {})
+        new = [each for each in np.unique(ids).tolist() if each not in kept]
+        if new:
+            kept.update(zip(new, self.values.rows(name, np.array(new)), strict=True))
+        return [kept[each] for each in ids.tolist()]
+
+    def forget_rows(self) -> None:
+        """Give up what `look_up` kept."""
+        self._looked_up.clear()
 
     def matrix(self, packed: PackedTensor, *, clip: Clip | None = None, bias: PackedTensor | None = None) -> Weights:
-        return _Named(packed, self.values, clip=clip, bias=None if bias is None else self.array(bias))
+        return _Named(packed, self, clip=clip, bias=None if bias is None else self.array(bias))
 
     def table(self, packed: PackedTensor) -> Weights:
-        return _Named(packed, self.values)
+        return _Named(packed, self)
 
     def array(self, packed: PackedTensor) -> Tensor:
         return self.values.whole(packed.name)
 
     def linear(self, x: Tensor, matrix: Weights) -> Tensor:
         seen = x if matrix.clip is None else self.clamp(x, matrix.clip[0], matrix.clip[1])
-        self.inputs[matrix.name] = self._kept(seen)
+        products = self._record.products
+        products.inputs[matrix.name] = self._kept(seen)
         if self.seen is not None:
             self.seen(matrix.name, seen)
-        return super().linear(x, matrix)
+        y = super().linear(x, matrix)
+        if matrix.n_rows < matrix.n_columns:
+            products.outputs[matrix.name] = y.copy()  # y may be overwritten
+        return y
 
     def _kept(self, x: np.ndarray) -> np.ndarray:
         """A copy, for x may be overwritten; one and the same for matrices that share their input."""
-        if self._last is None or self._last[0] is not x or not np.array_equal(*self._last):
-            self._last = x, x.copy()
-        return self._last[1]
+        last = self._record.last
+        if last is None or last[0] is not x or not np.array_equal(*last):
+            self._record.last = last = x, x.copy()
+        return last[1]
 
 
 class _Named(Weights):
@@ -158,25 +208,25 @@ class _Named(Weights):
     def __init__(
         self,
         packed: PackedTensor,
-        values: Values,
+        ops: RecordingOps,
         *,
         clip: Clip | None = None,
         bias: np.ndarray | None = None,
         rows: tuple[int, int] | None = None,
     ) -> None:
         super().__init__(packed, Budget(), clip=clip, bias=bias, rows=rows)
-        self._values = values
+        self._ops = ops
 
     def slice(self, start: int, stop: int) -> _Named:
         bias = None if self.bias is None else self.bias[start:stop]
         rows = (self._first + start, self._first + stop)
-        return _Named(self._packed, self._values, clip=self.clip, bias=bias, rows=rows)
+        return _Named(self._packed, self._ops, clip=self.clip, bias=bias, rows=rows)
 
     def blocks(self) -> Iterator[tuple[int, int, np.ndarray]]:
-        yield 0, self.n_rows, self._values.whole(self.name)[self._first : self._first + self.n_rows]
+        yield 0, self.n_rows, self._ops.values.whole(self.name)[self._first : self._first + self.n_rows]
 
     def gather(self, ids: np.ndarray, start: int, stop: int) -> np.ndarray:
-        return self._values.rows(self.name, self._first + ids)[:, start:stop]
+        return np.stack([row[start:stop] for row in self._ops.look_up(self.name, self._first + ids)])
 
 
 @dataclass(frozen=True)
@@ -188,7 +238,8 @@ class Standing:
 
 
 class Stream:
-    """A run of the decoder over prompts, each a sequence of its own, standing between two layers."""
+    """A run of the decoder over prompts, each a sequence of its own, standing between two layers. Pieces do not know of
+    each other: several threads may run one each."""
 
     def __init__(self, values: Values, config: TextConfig, tensors: Mapping[str, PackedTensor]) -> None:
         self.ops = RecordingOps(values)
@@ -198,6 +249,7 @@ class Stream:
 
     def begin(self, pieces: Sequence[Running], placeholders: set[int]) -> None:
         """Stand before the first layer with these sequences. placeholders: ids whose rows are soft tokens."""
+        self.ops.forget_rows()
         pad_id = self._config.pad_token_id
         self._batches = [
             pack(self.ops, [Part(piece, piece.n_pending, piece.n_pending)], pad_id, placeholders) for piece in pieces
@@ -206,25 +258,25 @@ class Stream:
         self._rows = [x.copy() for x in self._embedded]
         self._caches: list[dict[int, Any]] = [{} for _ in pieces]
 
-    def run(self, index: int, piece: int, *, keep: bool) -> dict[str, np.ndarray]:
-        """Run a layer over a piece; its matrices' inputs by name. keep: go on behind the layer, else stay before it."""
+    def run(self, index: int, piece: int, *, keep: bool) -> Products:
+        """Run a layer over a piece; its matrices' products. keep: go on behind the layer, else stay before it."""
         layer, batch, caches = self._config.layers[index], self._batches[piece], self._caches[piece]
         if layer.owns_kv and index not in caches:
             caches[index] = self.new_cache(index, piece)
-        self.ops.inputs = {}
+        products = self.ops.record()
         own_input = self._decoder.own_input(index, self._embedded[piece], batch)
         x = self._rows[piece] if keep else self._rows[piece].copy()
         self._decoder.layer(index, x, own_input, batch, caches)
         if keep:
             for source in [source for source in caches if self._readers[source] <= index]:
                 del caches[source]
-        return self.ops.inputs
+        return products
 
-    def own_inputs(self, piece: int) -> dict[str, np.ndarray]:
-        """Inputs of the matrices that make the layers' own inputs; empty in a model without."""
-        self.ops.inputs = {}
+    def own_inputs(self, piece: int) -> Products:
+        """Products of the matrices that make the layers' own inputs; none in a model without."""
+        products = self.ops.record()
         self._decoder.own_input(0, self._embedded[piece], self._batches[piece])
-        return self.ops.inputs
+        return products
 
     def head_input(self, piece: int) -> np.ndarray:
         """Behind the last layer: what the output head multiplies."""

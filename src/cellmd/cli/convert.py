@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibrate",
         metavar="FOLDER",
         help="choose codes for the inputs that each matrix gets: on the texts (.txt), sounds and pictures in a folder, "
-        "or on 'default', the text that comes with cellmd; takes minutes to hours, keeps much more of the model",
+        "or on 'default', those that come with cellmd; takes minutes to hours, keeps much more of the model",
     )
     parser.add_argument(
         "--budget",

@@ -127,7 +127,7 @@ def _table(evaluations: Sequence[Evaluation]) -> str:
                 f"{evaluation.path.name[:27]:28}{evaluation.file_bytes / 1e6:8.1f}  {modality:9}"
                 f"{summary.n_positions:>7}{summary.divergence:9.4f}{f'{low:.4f}..{high:.4f}':>17}"
                 f"{summary.divergence_percentiles[99]:8.3f}{100 * summary.agreement:9.2f}"
-                f"{f'{agree_low:.1f}..{agree_high:.1f}':>13}{summary.perplexity:12.3f}{summary.perplexity_against:9.3f}"
+                f"{f'{agree_low:.1f}..{agree_high:.1f}':>13}{summary.perplexity:12.5g}{summary.perplexity_against:9.5g}"
             )
         lines += _word_errors(evaluation)
     return "\n".join(lines)

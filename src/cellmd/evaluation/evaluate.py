@@ -7,9 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cellmd.api import Model
+from cellmd.calibration.divergence import log_softmax_
 from cellmd.calibration.material import Kind
 from cellmd.errors import ArgumentError
 from cellmd.evaluation.samples import MediaSample, following, media_samples, text_pieces
@@ -118,9 +117,9 @@ def _score(
     evaluations: Sequence[Evaluation],
 ) -> None:
     """Compare the logits of the prompt's rows from `first` on; targets: the tokens after them."""
-    theirs: np.ndarray = against.logits(prompt)[first:]
+    log_p = log_softmax_(against.logits(prompt)[first:])
     for model, evaluation in zip(models, evaluations, strict=True):
-        scores = compare_logits(model.logits(prompt)[first:], theirs, targets)
+        scores = compare_logits(model.logits(prompt)[first:], log_p, targets)
         evaluation.by_sample.setdefault(name, []).append(scores)
 
 

@@ -32,18 +32,19 @@ class PieceScores:
     surprise_against: np.ndarray
 
 
-def compare_logits(logits: np.ndarray, against: np.ndarray, following: Sequence[int]) -> PieceScores:
-    """logits, against: float32 (N, V). following: the token after each position, N of them or fewer."""
+def compare_logits(logits: np.ndarray, log_p: np.ndarray, following: Sequence[int]) -> PieceScores:
+    """logits: float32 (N, V). log_p: the yardstick's log probabilities, likewise. following: the token after each
+    position, N of them or fewer."""
     divergences = np.empty(len(logits), np.float32)
     surprise = np.empty((2, len(following)), np.float32)
     for start in range(0, len(logits), ROWS):
         rows = slice(start, start + ROWS)
-        log_q, log_p = log_softmax(logits[rows]), log_softmax(against[rows])
+        log_q = log_softmax(logits[rows])
         targets = list(following[rows])
-        for which, logs in enumerate((log_q, log_p)):
+        for which, logs in enumerate((log_q, log_p[rows])):
             surprise[which, rows] = -logs[np.arange(len(targets)), targets]
-        divergences[rows] = divergence(log_p, log_q)
-    agreement = (logits.argmax(axis=1) == against.argmax(axis=1)).astype(np.float32)
+        divergences[rows] = divergence(log_p[rows], log_q)
+    agreement = (logits.argmax(axis=1) == log_p.argmax(axis=1)).astype(np.float32)
     return PieceScores(divergences, agreement, surprise[0], surprise[1])
 
 
