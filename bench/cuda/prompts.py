@@ -1,6 +1,6 @@
 """Prompts, a picture and a sound on a GPU: the first of a size, the second, which is recorded, and later ones.
 
-    python bench/cuda/prompts.py model.cellmd [--prompts 65 512 2048 4096] [--profile]
+    python bench/cuda/prompts.py model.cellmd [--prompts 512 4096 65] [--profile]
 
 Milliseconds; the most memory that torch has taken until then, and what lies beside it on the device (CUDA itself, code,
 recordings). Before the first token there are imports, binding and the first prompt, which are timed too. The last line
@@ -25,7 +25,7 @@ LATER = 9
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--prompts", type=int, nargs="+", default=[512, 65, 2048, 4096])
+    parser.add_argument("--prompts", type=int, nargs="+", default=[512, 4096, 65])
     parser.add_argument("--context", type=int, default=4352)
     parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()

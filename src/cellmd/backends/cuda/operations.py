@@ -22,7 +22,7 @@ class CudaOps(TorchOps):
     """See `cellmd.backends.cuda.create`, which makes one."""
 
     name = "cuda"
-    prompt_rows = 2048
+    prompt_rows = 1536  # beside a window of 512, what a cache has room for from the beginning
 
     recorded_rows: tuple[int, ...] = FEW_ROWS
     """Numbers of rows that are recorded: attention in torch alone would gather the whole cache for each of many."""
