@@ -114,6 +114,9 @@ class Decoder:
         self._ops = ops
         self._config = config
         self._eps = config.norm_eps
+        last_writer = config.first_shared_layer - 1
+        of_layers = PerLayerInputs(ops, config, weights).of_layers if config.ple_dim else _no_inputs
+        self._early_inputs, self._late_inputs = of_layers(0, last_writer), of_layers(last_writer, config.n_layers)
         self._embedding = ops.matrix(weights.stored("embed_tokens.weight"))
         self._norm = weights.norm("norm")
         self._turns = tuple(dict.fromkeys(_turn(layer) for layer in config.layers))
@@ -121,18 +124,11 @@ class Decoder:
             _bind(config, layer, self._turns.index(_turn(layer)), weights.under(f"layers.{layer.index}."))
             for layer in config.layers
         ]
-        last_writer = config.first_shared_layer - 1
         self._early, self._last_writer, self._late = (
             blocks[:last_writer],
             blocks[last_writer],
             blocks[last_writer + 1 :],
         )
-        if config.ple_dim:
-            self._early_inputs = PerLayerInputs(ops, config, weights, 0, last_writer).of
-            self._late_inputs = PerLayerInputs(ops, config, weights, last_writer, config.n_layers).of
-        else:
-            self._early_inputs = lambda x, ids: [None] * last_writer
-            self._late_inputs = lambda x, ids: [None] * (config.n_layers - last_writer)
 
     def forward(
         self, batch: Batch, caches: Caches, observe: Observe = ignore, key: object | None = None
@@ -297,43 +293,52 @@ class Decoder:
 
 
 class PerLayerInputs:
-    """Small embeddings of every token for the layers first .. last, from the token's identity and its embedding."""
+    """Small embeddings of every token for each layer, from the token's identity and its embedding."""
 
-    def __init__(self, ops: Ops, config: TextConfig, weights: Weights, first: int, last: int) -> None:
+    def __init__(self, ops: Ops, config: TextConfig, weights: Weights) -> None:
         self._ops = ops
-        self._eps = config.norm_eps
-        width = config.ple_dim
-        self._token_scale = width**0.5
-        self._projection_scale = config.d_model**-0.5
-        aligned_first = next(layer for layer in range(first, -1, -1) if layer * width % _CUT == 0)
-        aligned_last = next((i for i in range(last, config.n_layers) if i * width % _CUT == 0), config.n_layers)
-        self._start = aligned_first * width
-        self._columns = [((i - aligned_first) * width, (i - aligned_first + 1) * width) for i in range(first, last)]
+        self._config = config
         self._table = weights.table("embed_tokens_per_layer.weight")
-        self._projection = ops.rows_of(weights.matrix("per_layer_model_projection"), self._start, aligned_last * width)
+        self._projection = weights.matrix("per_layer_model_projection")
         self._norm = weights.norm("per_layer_projection_norm")
 
-    def of(self, x: Tensor, ids: Tensor) -> list[Tensor]:
-        """One (N, P) view a layer, from the embedded rows x (N, D) and their ids (N,)."""
-        if not self._columns:
-            return []
-        ops = self._ops
-        both = ops.norm_add_embed(
-            ops.linear(x, self._projection),
-            self._projection_scale,
-            self._norm,
-            self._eps,
-            self._table,
-            ids,
-            self._token_scale,
-            self._start,
-            2.0**-0.5,
-        )
-        return [ops.columns(both, *span) for span in self._columns]
+    def of_layers(self, first: int, last: int) -> Inputs:
+        """For the layers first .. last."""
+        ops, config = self._ops, self._config
+        width = config.ple_dim
+        aligned_first = next(layer for layer in range(first, -1, -1) if layer * width % _CUT == 0)
+        aligned_last = next((i for i in range(last, config.n_layers) if i * width % _CUT == 0), config.n_layers)
+        start = aligned_first * width
+        projection = ops.rows_of(self._projection, start, aligned_last * width)
+        columns = [((i - aligned_first) * width, (i - aligned_first + 1) * width) for i in range(first, last)]
 
+        def inputs(x: Tensor, ids: Tensor) -> Sequence[Tensor]:
+            both = ops.norm_add_embed(
+                ops.linear(x, projection),
+                config.d_model**-0.5,
+                self._norm,
+                config.norm_eps,
+                self._table,
+                ids,
+                width**0.5,
+                start,
+                2.0**-0.5,
+            )
+            return [ops.columns(both, *span) for span in columns]
+
+        return inputs if columns else lambda x, ids: []
+
+
+Inputs = Callable[[Tensor, Tensor], Sequence[Tensor | None]]
+"""From the embedded rows x (N, D) and their ids (N,), the inputs of some layers: a view (N, P) each, None in a model
+without."""
 
 _CUT = 16
 """A matrix is cut at multiples of this many outputs (`Ops.rows_of`)."""
+
+
+def _no_inputs(first: int, last: int) -> Inputs:
+    return lambda x, ids: [None] * (last - first)
 
 
 def _turn(layer: LayerConfig) -> tuple[float, int, int, float]:

@@ -17,9 +17,10 @@ class LayerwiseDecoder(Decoder):
     def __init__(self, ops: Ops, config: TextConfig, weights: Weights) -> None:
         super().__init__(ops, config, weights)
         self._blocks = [*self._early, self._last_writer, *self._late]
-        self._own_inputs = [
-            PerLayerInputs(ops, config, weights, i, i + 1) for i in range(config.n_layers if config.ple_dim else 0)
-        ]
+        self._own_inputs = []
+        if config.ple_dim:
+            inputs = PerLayerInputs(ops, config, weights)
+            self._own_inputs = [inputs.of_layers(i, i + 1) for i in range(config.n_layers)]
 
     def embed(self, batch: Batch) -> Tensor:
         """The rows before the first layer, float32 (N, D), with soft tokens in their places."""
@@ -31,7 +32,7 @@ class LayerwiseDecoder(Decoder):
 
     def own_input(self, index: int, embedded: Tensor, batch: Batch) -> Tensor | None:
         """The layer's per-layer input (N, P) from what `embed` gave; None in a model without."""
-        return self._own_inputs[index].of(embedded, batch.ids)[0] if self._own_inputs else None
+        return self._own_inputs[index](embedded, batch.ids)[0] if self._own_inputs else None
 
     def layer(self, index: int, x: Tensor, own_input: Tensor | None, batch: Batch, caches: Mapping[int, Any]) -> Tensor:
         """Run a layer into x (N, D) itself. caches: by layer index, at least the one that this layer reads."""

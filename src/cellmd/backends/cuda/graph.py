@@ -17,11 +17,11 @@ import torch
 from cellmd.backends.cuda.attention import Ints
 
 FEW_ROWS = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64)
-MANY_ROWS = (96, 128, 192, 256, 384, 512, 768, 1024, 1536)
+MANY_ROWS = (96, 128, 192, 256, 384, 512, 768, 1024)
 """Numbers of rows that are recorded; others are filled up to the next with the last row again."""
 
-_POOL_BYTES = 112 << 20
-"""What 1,536 rows of a prompt of Gemma 4 E2B need. Taken at once, so that any size finds its room in it; more is added
+_POOL_BYTES = 80 << 20
+"""What 1,024 rows of a prompt of Gemma 4 E2B need. Taken at once, so that any size finds its room in it; more is added
 where it is too little."""
 
 _IDLE_BYTES = 32 << 20

@@ -22,7 +22,7 @@ class CudaOps(TorchOps):
     """See `cellmd.backends.cuda.create`, which makes one."""
 
     name = "cuda"
-    prompt_rows = 1536  # beside a window of 512, what a cache has room for from the beginning
+    prompt_rows = 1024
 
     recorded_rows: tuple[int, ...] = FEW_ROWS
     """Numbers of rows that are recorded: attention in torch alone would gather the whole cache for each of many."""
@@ -51,6 +51,10 @@ class CudaOps(TorchOps):
             raise BackendError(
                 f"backend 'cuda': the device's memory is used up at tensor {packed.name!r}; free some, or use 'cpu'"
             ) from error
+
+    def new_cache(self, n_slots: int, capacity: int, n_kv_heads: int, head_dim: int) -> Cache:
+        self._upload.wait()
+        return super().new_cache(n_slots, capacity, n_kv_heads, head_dim)
 
     def reserve_(self, cache: Cache, n_positions: int) -> None:
         try:
