@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import model_cases
 from cellmd.api import Model
@@ -295,6 +296,24 @@ def test_models_of_every_modality(gpu: Ops, tmp_path: Path, shape: str, recipe: 
         results.append([model.logits(prompt), *model_cases.soft_tokens(model, prompt)])
     for want, plain, got in zip(*results, strict=True):
         assert error(got, want) <= 2 * error(plain, want)
+
+
+def test_what_has_no_room_to_be_recorded_goes_on_as_it_did(gpu: Ops) -> None:
+    class Key: ...
+
+    key, seen = Key(), []
+
+    def doubled(x: Any) -> Any:
+        seen.append(torch.cuda.is_current_stream_capturing())
+        if seen[-1]:
+            raise torch.OutOfMemoryError
+        return gpu.scale_(x, 2.0)
+
+    for value in range(4):
+        rows = gpu.floats(np.full((3, 8), value, np.float32))
+        for result in (gpu.replay(key, "doubled", doubled, [rows]), gpu.replay_whole(key, "doubled", doubled, [rows])):
+            assert np.array_equal(gpu.to_numpy(result), np.full((3, 8), 2 * value))
+    assert sum(seen) == 2
 
 
 LAST = 20

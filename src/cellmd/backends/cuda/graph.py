@@ -118,6 +118,7 @@ class Recording:
         self._recorder = recorder
         self._by_row = n_rows is not None
         self._ready: set[int] = set()
+        self._fits = True
         self._graph: torch.cuda.CUDAGraph | None = None
         self._results: Any = None
         self._n_runs = 0
@@ -136,8 +137,11 @@ class Recording:
         """What the function gives for inputs of at most so many rows."""
         self._fill(inputs)
         thread = threading.get_ident()
-        if self._graph is None and thread in self._ready:
-            self._graph, self._results = self._recorder.record(lambda: function(*self._in_order(inputs)))
+        if self._graph is None and self._fits and thread in self._ready:
+            try:
+                self._graph, self._results = self._recorder.record(lambda: function(*self._in_order(inputs)))
+            except torch.OutOfMemoryError:
+                self._fits = False
         if self._graph is None:
             # a thread's own handles of cuBLAS and cuDNN cannot be made while it records
             self._ready.add(thread)
