@@ -96,6 +96,10 @@ class Ops(ABC):
     def array(self, packed: PackedTensor) -> Tensor:
         """A small stored tensor (norm weights, kernels, scalars) as float32, in its own shape."""
 
+    def number(self, packed: PackedTensor) -> float:
+        """A stored single number, on the host."""
+        return float(self.to_numpy(self.array(packed)).item())
+
     @abstractmethod
     def ints(self, values: Sequence[int]) -> Tensor:
         """An int32 tensor (n,) of host integers that outlives `begin`."""

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from cellmd.backends.ops import Matrix, Ops, Tensor
 from cellmd.errors import LayoutError
-from cellmd.quant.decode import decode
 from cellmd.quant.tensor import PackedTensor
 
 _CLIP_BOUNDS = ("input_min", "input_max", "output_min", "output_max")
@@ -60,4 +59,4 @@ class Weights:
 
     def scalar(self, name: str) -> float:
         """A stored single number, on the host."""
-        return float(decode(self.stored(name)).item())
+        return self.ops.number(self.stored(name))

@@ -65,6 +65,9 @@ class TorchOps(Ops):
     def array(self, packed: PackedTensor) -> Tensor:
         return self.floats(decode(packed))
 
+    def number(self, packed: PackedTensor) -> float:
+        return float(decode(packed).item())  # which never was on the device
+
     def ints(self, values: Sequence[int]) -> Ints:
         return Ints(self.device, host=np.array(values, dtype=np.int32))
 
