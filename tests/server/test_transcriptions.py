@@ -139,7 +139,7 @@ def test_words_over_quiet_music_are_found(what: str) -> None:
 
 
 def test_a_recording_nobody_waits_for_is_not_looked_through() -> None:
-    assert pieces(voice(40), stopped=lambda: True) == []
+    assert pieces(voice(40), lambda seconds: seconds < 20) == []
 
 
 def test_a_long_passage_is_cut_where_it_is_quiet() -> None:
@@ -372,6 +372,28 @@ def test_a_client_that_leaves_ends_its_transcript(live: Live, recording: np.ndar
             next(leaving.enter_context(request).iter_lines())
         until(lambda: live.counts.running == 0)
     assert live.counts.finished - before < 2 * 8 * 4
+
+
+def test_recordings_that_together_are_too_long_are_refused(path: Path) -> None:
+    with cellmd.load(path, threads=1, context=2048) as model:
+        live = Live(model, max_media_seconds=10.0)
+        try:
+
+            def ask(seconds: float) -> httpx.Response:
+                files = {"file": ("talk.wav", wav(voice(seconds)))}
+                return httpx.post(f"{live.url}/v1/audio/transcriptions", files=files, timeout=60)
+
+            live.engine.hold_recording(7.0)  # as one does that is being heard
+            refused = ask(4)
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "overloaded"
+            assert int(refused.headers["retry-after"]) > 0
+            assert ask(2).status_code == 200
+            live.engine.release_recording(7.0)
+            assert [ask(8).status_code for _ in range(2)] == [200, 200]
+            assert ask(11).json()["error"]["code"] == "invalid_media"
+        finally:
+            live.close()
 
 
 @pytest.mark.parametrize("granularities", [["word"], ["word", "segment"], ["segment"]])

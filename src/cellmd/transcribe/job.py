@@ -21,7 +21,7 @@ from cellmd.api import Model
 from cellmd.processors.sources import MediaLimits
 from cellmd.runtime.scheduler import Scheduler
 from cellmd.transcribe.formats import FORMATS, Segment
-from cellmd.transcribe.pauses import RATE_HZ, pieces
+from cellmd.transcribe.pauses import RATE_HZ, Span, pieces
 from cellmd.transcribe.recording import Task, read, transcribe
 
 _LIMITS = MediaLimits(max_audio_seconds=24 * 3600.0, max_video_seconds=24 * 3600.0)
@@ -33,7 +33,7 @@ def transcribe_file(
     """The segments with words of a recording. target: where the transcript is written, in the form of its suffix."""
     began = time.perf_counter()
     waveform = read(file, model, _LIMITS)
-    spans = pieces(waveform)
+    spans = _pieces(waveform, file.name)
     journal = (
         None if target is None else _Journal(target.with_name(target.name + ".part"), _identity(waveform, model, task))
     )
@@ -53,6 +53,16 @@ def transcribe_file(
     if target is not None and journal is not None:
         journal.finish(target, FORMATS[target.suffix.removeprefix(".")](spoken))
     return spoken
+
+
+def _pieces(waveform: np.ndarray, name: str) -> list[Span]:
+    with tqdm(total=len(waveform) // RATE_HZ, unit="s", desc=f"{name}: pauses", disable=None, leave=False) as bar:
+
+        def looked(seconds: float) -> bool:
+            bar.update(round(seconds) - bar.n)
+            return True
+
+        return pieces(waveform, looked)
 
 
 def _identity(waveform: np.ndarray, model: Model, task: Task) -> str:
