@@ -315,6 +315,35 @@ def test_the_command_writes_files_and_goes_on_where_it_was(
     assert not journal.exists()
 
 
+def test_of_several_recordings_none_that_is_finished_is_heard_again(
+    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cellmd.transcribe import job
+
+    names = ["one", "two\u2028"]  # a separator of lines to some, and a name like others
+    for name in names:
+        (tmp_path / f"{name}.wav").write_bytes(wav(voice(3)))
+    files, output = [str(tmp_path / f"{name}.wav") for name in names], tmp_path / "out"
+    command = ["transcribe", *files, "--model", str(path), "--context", "2048", "--threads", "1", "--format", "json"]
+    heard: list[int] = []
+    real = job.transcribe
+
+    def counted(model: Any, scheduler: Any, waveform: Any, spans: list[Span], *rest: Any, **options: Any) -> Any:
+        heard.append(len(spans))
+        if len(heard) == 2:
+            raise KeyboardInterrupt
+        for segment in real(model, scheduler, waveform, spans, *rest, **options):
+            yield Segment(segment.start_s, segment.stop_s, "said\u2028so")
+
+    monkeypatch.setattr(job, "transcribe", counted)
+    assert main([*command, "--output", str(output)]) == 130
+    assert main([*command, "--output", str(output)]) == 0
+    assert heard == [1, 1, 0, 1]  # the first, the one that was interrupted, nothing, that one again
+    assert sorted(file.name for file in output.iterdir()) == [f"{name}.json" for name in names]
+    for name in names:
+        assert json.loads((output / f"{name}.json").read_text())["segments"][0]["text"] == "said\u2028so"
+
+
 def test_silence_yields_nothing(tmp_path: Path, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "quiet.wav").write_bytes(wav(silence(3)))
     assert main(["transcribe", str(tmp_path / "quiet.wav"), "--model", str(path), "--context", "2048"]) == 0

