@@ -139,7 +139,7 @@ def test_words_over_quiet_music_are_found(what: str) -> None:
 
 
 def test_a_recording_nobody_waits_for_is_not_looked_through() -> None:
-    assert pieces(voice(40), stopped=lambda: True) == []
+    assert pieces(voice(40), lambda seconds: seconds < 20) == []
 
 
 def test_a_long_passage_is_cut_where_it_is_quiet() -> None:
@@ -315,6 +315,35 @@ def test_the_command_writes_files_and_goes_on_where_it_was(
     assert not journal.exists()
 
 
+def test_of_several_recordings_none_that_is_finished_is_heard_again(
+    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cellmd.transcribe import job
+
+    names = ["one", "two\u2028"]  # a separator of lines to some, and a name like others
+    for name in names:
+        (tmp_path / f"{name}.wav").write_bytes(wav(voice(3)))
+    files, output = [str(tmp_path / f"{name}.wav") for name in names], tmp_path / "out"
+    command = ["transcribe", *files, "--model", str(path), "--context", "2048", "--threads", "1", "--format", "json"]
+    heard: list[int] = []
+    real = job.transcribe
+
+    def counted(model: Any, scheduler: Any, waveform: Any, spans: list[Span], *rest: Any, **options: Any) -> Any:
+        heard.append(len(spans))
+        if len(heard) == 2:
+            raise KeyboardInterrupt
+        for segment in real(model, scheduler, waveform, spans, *rest, **options):
+            yield Segment(segment.start_s, segment.stop_s, "said\u2028so")
+
+    monkeypatch.setattr(job, "transcribe", counted)
+    assert main([*command, "--output", str(output)]) == 130
+    assert main([*command, "--output", str(output)]) == 0
+    assert heard == [1, 1, 0, 1]  # the first, the one that was interrupted, nothing, that one again
+    assert sorted(file.name for file in output.iterdir()) == [f"{name}.json" for name in names]
+    for name in names:
+        assert json.loads((output / f"{name}.json").read_text())["segments"][0]["text"] == "said\u2028so"
+
+
 def test_silence_yields_nothing(tmp_path: Path, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "quiet.wav").write_bytes(wav(silence(3)))
     assert main(["transcribe", str(tmp_path / "quiet.wav"), "--model", str(path), "--context", "2048"]) == 0
@@ -372,6 +401,28 @@ def test_a_client_that_leaves_ends_its_transcript(live: Live, recording: np.ndar
             next(leaving.enter_context(request).iter_lines())
         until(lambda: live.counts.running == 0)
     assert live.counts.finished - before < 2 * 8 * 4
+
+
+def test_recordings_that_together_are_too_long_are_refused(path: Path) -> None:
+    with cellmd.load(path, threads=1, context=2048) as model:
+        live = Live(model, max_media_seconds=10.0)
+        try:
+
+            def ask(seconds: float) -> httpx.Response:
+                files = {"file": ("talk.wav", wav(voice(seconds)))}
+                return httpx.post(f"{live.url}/v1/audio/transcriptions", files=files, timeout=60)
+
+            live.engine.hold_recording(7.0)  # as one does that is being heard
+            refused = ask(4)
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "overloaded"
+            assert int(refused.headers["retry-after"]) > 0
+            assert ask(2).status_code == 200
+            live.engine.release_recording(7.0)
+            assert [ask(8).status_code for _ in range(2)] == [200, 200]
+            assert ask(11).json()["error"]["code"] == "invalid_media"
+        finally:
+            live.close()
 
 
 @pytest.mark.parametrize("granularities", [["word"], ["word", "segment"], ["segment"]])

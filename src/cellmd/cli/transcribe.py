@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     try:
         from cellmd.transcribe.formats import FORMATS
-        from cellmd.transcribe.job import transcribe_file
+        from cellmd.transcribe.job import forget, transcribe_file
         from cellmd.transcribe.languages import language_name
         from cellmd.transcribe.recording import Task
     except ImportError as error:
@@ -47,9 +47,9 @@ def run(args: argparse.Namespace) -> int:
         args.output.mkdir(parents=True, exist_ok=True)
     with options.load_model(args, args.model) as model:
         scheduler = model.scheduler(args.at_once)
+        targets = [None if args.output is None else args.output / f"{file.stem}.{args.format}" for file in args.files]
         try:
-            for file in args.files:
-                target = None if args.output is None else args.output / f"{file.stem}.{args.format}"
+            for file, target in zip(args.files, targets, strict=True):
                 segments = transcribe_file(model, scheduler, file, task, target, args.at_once)
                 text = FORMATS[args.format](segments)
                 if target is None:
@@ -57,4 +57,7 @@ def run(args: argparse.Namespace) -> int:
                     sys.stdout.flush()
         finally:
             scheduler.close()
+        for target in targets:
+            if target is not None:
+                forget(target)
     return 0

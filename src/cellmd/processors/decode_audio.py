@@ -137,7 +137,7 @@ class _Resampler:
         self._input_rate = 0
         self._graph: Any = None
         self._position = 0
-        self._done: list[NDArray[np.float32]] = []
+        self._done = bytearray()  # grows in place: hours of sound need no second copy at the end
 
     def feed(self, mono: NDArray[np.float32], rate_hz: int) -> None:
         if not _LOWEST_RATE_HZ <= rate_hz <= _HIGHEST_RATE_HZ:
@@ -156,7 +156,7 @@ class _Resampler:
             self._graph = None if rate_hz == self._rate_hz else self._new_graph(rate_hz)
             self._position = 0
         if self._graph is None:
-            self._done.append(mono)
+            self._done += np.ascontiguousarray(mono).data
             return
         for start in range(0, len(mono), _CHUNK):
             chunk = np.ascontiguousarray(mono[None, start : start + _CHUNK])
@@ -170,7 +170,7 @@ class _Resampler:
 
     def finish(self) -> NDArray[np.float32]:
         self._flush()
-        return np.concatenate(self._done) if self._done else np.zeros(0, np.float32)
+        return np.frombuffer(self._done, np.float32)
 
     def _new_graph(self, rate_hz: int) -> Any:
         graph = Graph()
@@ -194,6 +194,6 @@ class _Resampler:
     def _drain(self) -> None:
         while True:
             try:
-                self._done.append(self._graph[1].pull().to_ndarray()[0])
+                self._done += self._graph[1].pull().to_ndarray()[0].data
             except (av.error.BlockingIOError, av.error.EOFError):
                 return

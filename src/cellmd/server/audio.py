@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator
 from typing import Any, Literal
@@ -87,19 +88,26 @@ class Hearing:
         self._loop = asyncio.get_running_loop()
         self._seconds = engine.settings.answer_seconds
         self._ends = self._loop.time() + self._seconds
-        self._working = asyncio.ensure_future(asyncio.to_thread(self._hear, engine, waveform, task, client))
+        engine.hold_recording(len(waveform) / RATE_HZ)
+        # A thread of its own: one that waits for others would wait for all of theirs.
+        threading.Thread(target=self._hear, args=(engine, waveform, task, client), daemon=True).start()
 
     def _hear(self, engine: Engine, waveform: Any, task: Task, client: Client) -> None:
         last: Exception | None = None
         n_slots, stopped = engine.scheduler.n_slots, self._stop.is_set
         try:
-            spans = pieces(waveform, stopped)
+            spans = pieces(waveform, lambda _: not stopped())
             options: dict[str, Any] = {"at_once": n_slots, "client": client, "stopped": stopped}
             for segment in transcribe(engine.model, engine.scheduler, waveform, spans, task, **options):
                 self._loop.call_soon_threadsafe(self._found.put_nowait, segment)
         except Exception as error:
             last = error
-        self._loop.call_soon_threadsafe(self._found.put_nowait, last)
+        with contextlib.suppress(RuntimeError):  # the loop has ended with the server
+            self._loop.call_soon_threadsafe(self._ended, engine, len(waveform) / RATE_HZ, last)
+
+    def _ended(self, engine: Engine, seconds: float, last: Exception | None) -> None:
+        engine.release_recording(seconds)
+        self._found.put_nowait(last)
 
     async def __aiter__(self) -> AsyncIterator[Segment]:
         while True:

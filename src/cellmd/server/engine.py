@@ -42,6 +42,7 @@ class Engine:
         self.grammars = Grammars(model.processor.tokenizer, text.vocab_size, text.eos_token_ids[0])
         self.fetcher = Fetcher(settings.max_body_bytes, settings.body_seconds) if settings.allow_urls else None
         self.conversations = Conversations()
+        self._recording_seconds = 0.0  # of all recordings that are in memory to be heard
         self._limiter: anyio.CapacityLimiter | None = None
 
     def fetched(self, wanted: Sequence[Wanted]) -> AbstractAsyncContextManager[Mapping[str, bytes]]:
@@ -64,6 +65,16 @@ class Engine:
             self._limiter = anyio.CapacityLimiter(_PREPARING_AT_ONCE)
         call = functools.partial(work, *arguments, **options)
         return await anyio.to_thread.run_sync(call, limiter=self._limiter)
+
+    def hold_recording(self, seconds: float) -> None:
+        """A recording is going to be heard. Raises ApiError if those that are being heard take too much memory."""
+        most = self.settings.max_media_seconds
+        if self._recording_seconds and self._recording_seconds + seconds > most:
+            raise ApiError(503, f"recordings of {most / 3600:g} hours are being heard already", code="overloaded")
+        self._recording_seconds += seconds
+
+    def release_recording(self, seconds: float) -> None:
+        self._recording_seconds -= seconds
 
     async def prepare(self, messages: Any, **options: Any) -> Prompt:
         return await self.in_thread(self.model.prepare, messages, **options)

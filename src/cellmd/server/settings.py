@@ -17,9 +17,9 @@ class ServerSettings:
     """host, port: where to listen. api_key: what clients have to show; None for loopback alone, or public_without_key.
 
     name: what the model is called. origins: other sites whose pages may use the server (CORS).
-    max_body_bytes: of a request. max_pixels: of one picture or frame. max_media_seconds: of one sound or film.
-    max_answer_tokens: of one answer. max_choices: answers of one request. max_requests: that
-    have arrived, at once. max_connections: open at once; those without a request give way to new ones.
+    max_body_bytes: of a request. max_pixels: of one picture or frame. max_media_seconds: of one sound or film, and of
+    all recordings that are being heard. max_answer_tokens: of one answer. max_choices: answers of one request.
+    max_requests: that have arrived, at once. max_connections: open at once; those without a request give way to new.
     body_seconds: for a request to arrive. answer_seconds: for an answer to be made, waiting included.
     send_seconds: for a client to take what was sent. drain_seconds: for answers to end when the server stops.
     allow_urls: media are fetched by http and https from public hosts, within body_seconds and max_body_bytes.

