@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 from cellmd.cli import options
@@ -58,6 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.calibrate is not None:  # before NumPy is loaded
+        # Pieces of the material run on all cores at once; a BLAS with threads of its own would halve the speed.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import cellmd
 
     with ProgressBar("converting", visible=not args.quiet) as bar:
