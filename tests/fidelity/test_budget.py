@@ -153,7 +153,7 @@ def test_too_small_a_budget_names_the_smallest_that_will_do(source: Path, tmp_pa
         (["--budget", "1GB"], "add --calibrate"),
         (["--budget", "1GB", "--calibrate", "default", "--recipe", "quality"], "leave out the recipe"),
         (["--budget", "1GB", "--calibrate", "default", "--group-size", "32"], "leave out the recipe"),
-        (["--budget", "much", "--calibrate", "default"], "as 2.6GB"),
+        (["--budget", "much", "--calibrate", "default"], "as 2.8GB"),
     ],
 )
 def test_what_does_not_go_with_a_budget(

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget",
         metavar="SIZE",
-        help="size of the file, as 2.6GB or 2.45GiB, instead of a recipe: what each part of the model costs is "
+        help="size of the file, as 2.8GB or 2.6GiB, instead of a recipe: what each part of the model costs is "
         "measured on the calibration material, and bytes go where they buy most",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="default: all cores")
