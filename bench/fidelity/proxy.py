@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,7 +50,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, metavar="N", help="finer codings of each Nth group alone")
     parser.add_argument("--prompts", type=int, metavar="N", help="at most so many (default: what a budget measures on)")
     args = parser.parse_args()
-    with Checkpoint.open(args.source) as checkpoint:
+    with Checkpoint.open(args.source) as checkpoint, ThreadPoolExecutor(os.cpu_count()) as pool:
         plan = plan_conversion(checkpoint, find_recipe("aggressive"), None)
         planned = {each.spec.name: each for each in plan if each.coding.quantised}
         codings = {name: each.coding for name, each in planned.items()}
@@ -56,7 +58,7 @@ def main() -> None:
         rounded = RoundedValues(source, codings)
         processor = Processor.from_assets(checkpoint.assets, checkpoint.config)
         prompts = few(Calibration.find(args.material).prompts(processor, checkpoint))[: args.prompts]
-        sensitivity = Sensitivity(source, rounded, checkpoint.config, unread_tensors(plan), prompts)
+        sensitivity = Sensitivity(source, rounded, checkpoint.config, unread_tensors(plan), prompts, pool)
         importance = sensitivity.importance
 
         def cost(group: Group) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -130,14 +131,17 @@ class Sensitivity:
         config: ModelConfig,
         tensors: Mapping[str, PackedTensor],
         prompts: Sequence[Prompt],
+        pool: Executor,
     ) -> None:
         """source, stored: the model's own numbers, and those that groups are measured with. tensors: by name, to bind
-        a model to. prompts: all are used as they are."""
+        a model to. prompts: all are used as they are, in `pool` side by side."""
         self._values = MixedValues(source, stored, keep=_EMBEDDING)
         self._config = config
         self._tensors = tensors
         self._prompts = prompts
+        self._pool = pool
         self._stream = Stream(self._values, config.text, tensors)
+        self._pieces = range(len(prompts))
         self._positions = [positions_of(prompt) for prompt in prompts]
         self._modalities = [modality(prompt) for prompt in prompts]
         self._standings: dict[int, Standing] = {}
@@ -170,15 +174,15 @@ class Sensitivity:
         self._begin(self._sequences)
         n_layers = self._config.text.n_layers
         starts = {part * n_layers // PARTS for part in range(PARTS)}
-        for piece in range(len(self._prompts)):
+        for piece in self._pieces:
             self._remember(self._stream.own_inputs(piece).inputs)
         for index in range(n_layers):
             if index in starts and index:
                 self._standings[index] = self._stream.standing()
             self._layer(index, remember=True)
-        for piece in range(len(self._prompts)):
+        for piece in self._pieces:
             self._remember({_EMBEDDING: self._stream.head_input(piece)})
-        self._answers = [log_softmax(self._logits(piece)) for piece in range(len(self._prompts))]
+        self._answers = [log_softmax(self._logits(piece)) for piece in self._pieces]
         self._values.forget()
 
     def _divergence(self, group: Group) -> float:
@@ -194,18 +198,20 @@ class Sensitivity:
         for index in range(group.first_layer, self._config.text.n_layers):
             self._layer(index, remember=False)
         found: dict[str, list[np.ndarray]] = {}
-        for piece, (log_p, kind) in enumerate(zip(self._answers, self._modalities, strict=True)):
-            found.setdefault(kind, []).append(divergence(log_p, log_softmax(self._logits(piece))))
+        for kind, rows in zip(self._modalities, self._pool.map(self._divergences, self._pieces), strict=True):
+            found.setdefault(kind, []).append(rows)
         self._values.names = frozenset()
         self._values.forget()
         return float(np.mean([np.concatenate(rows).mean(dtype=np.float64) for rows in found.values()]))
+
+    def _divergences(self, piece: int) -> np.ndarray:
+        return divergence(self._answers[piece], log_softmax(self._logits(piece)))
 
     def _begin(self, sequences: Sequence[Running]) -> None:
         self._stream.begin(sequences, placeholders_of(self._config))
 
     def _layer(self, index: int, *, remember: bool) -> None:
-        for piece in range(len(self._prompts)):
-            products = self._stream.run(index, piece, keep=True)
+        for products in self._pool.map(lambda piece: self._stream.run(index, piece, keep=True), self._pieces):
             if remember:
                 self._remember(products.inputs)
         self._values.forget()

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from cellmd.calibration.sensitivity import Cost, Progress, Sensitivity, few, groups_of
-from cellmd.calibration.streams import SourceValues, unread_tensors
+from cellmd.calibration.streams import Kept, SourceValues, unread_tensors
 from cellmd.convert.budget import Choice, GroupSpending, Option, Spending, codings_from, spend, stored_bytes
 from cellmd.convert.checkpoint import Checkpoint
 from cellmd.convert.plan import PlannedTensor
@@ -41,19 +41,17 @@ class RoundedValues:
     def __init__(self, source: SourceValues, codings: Mapping[str, Coding]) -> None:
         self._source = source
         self.codings = codings
-        self._whole: dict[str, np.ndarray] = {}
+        self._kept = Kept(lambda name: _rounded(name, source.whole(name), self.codings[name]))
 
     def whole(self, name: str) -> np.ndarray:
-        if name not in self._whole:
-            self._whole[name] = _rounded(name, self._source.whole(name), self.codings[name])
-        return self._whole[name]
+        return self._kept(name)
 
     def rows(self, name: str, ids: np.ndarray) -> np.ndarray:
         # Rows are rounded one by one, so a few can be had without the others.
         return _rounded(name, self._source.rows(name, ids), self.codings[name])
 
     def forget(self) -> None:
-        self._whole.clear()
+        self._kept.forget()
 
 
 def _rounded(name: str, weights: np.ndarray, coding: Coding) -> np.ndarray:
@@ -76,10 +74,10 @@ def choose_codings(
     planned = {each.spec.name: each for each in plan if each.coding.quantised}
     source = SourceValues(checkpoint)
     rounded = RoundedValues(source, {name: each.coding for name, each in planned.items()})
-    sensitivity = Sensitivity(source, rounded, checkpoint.config, unread_tensors(plan), few(prompts))
     groups = groups_of(checkpoint.config, planned)
-    costs = sensitivity.measure(groups, None if progress is None else partial(_as_bytes, progress, planned))
     with ThreadPoolExecutor(n_threads, thread_name_prefix="budget") as pool:
+        sensitivity = Sensitivity(source, rounded, checkpoint.config, unread_tensors(plan), few(prompts), pool)
+        costs = sensitivity.measure(groups, None if progress is None else partial(_as_bytes, progress, planned))
         importance = sensitivity.importance
         errors = dict(
             zip(

@@ -38,7 +38,7 @@ class Values(Protocol):
     def forget(self) -> None: ...
 
 
-class _Kept:
+class Kept:
     """Whole tensors, each made once, whichever of several threads asks first."""
 
     def __init__(self, make: Callable[[str], np.ndarray]) -> None:
@@ -61,7 +61,7 @@ class SourceValues:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        self._kept = _Kept(checkpoint.read_rows)
+        self._kept = Kept(checkpoint.read_rows)
 
     def whole(self, name: str) -> np.ndarray:
         return self._kept(name)
@@ -85,7 +85,7 @@ class StoredValues:
         self.packed: dict[str, PackedTensor] = {}
         self._source = source
         self._tables = {each.spec.name: each.coding for each in plan if each.spec.role == "per_layer_table"}
-        self._kept = _Kept(lambda name: decode(self.packed[name]))
+        self._kept = Kept(lambda name: decode(self.packed[name]))
 
     def whole(self, name: str) -> np.ndarray:
         return self._kept(name) if name in self.packed else self._source.whole(name)
@@ -112,13 +112,11 @@ class MixedValues:
         self._source = source
         self._stored = stored
         self._keep = keep
-        self._kept: np.ndarray | None = None
+        self._kept = Kept(source.whole)
 
     def whole(self, name: str) -> np.ndarray:
         if name == self._keep and name not in self.names:
-            if self._kept is None:
-                self._kept = self._source.whole(name)
-            return self._kept
+            return self._kept(name)
         return (self._stored if name in self.names else self._source).whole(name)
 
     def rows(self, name: str, ids: np.ndarray) -> np.ndarray:

@@ -83,11 +83,11 @@ class Choice:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of "2.6GB", "2.45 GiB", "900MB" or a plain number. Raises ArgumentError."""
+    """Bytes of "2.8GB", "2.6 GiB", "900MB" or a plain number. Raises ArgumentError."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text, re.ASCII)
     by_unit = {unit.lower(): factor for unit, factor in _UNITS.items()}
     if not found or (found[2] or "b").lower() not in by_unit:
-        raise ArgumentError(f"size {text!r}: must be a number with a unit, as 2.6GB or 2.45GiB")
+        raise ArgumentError(f"size {text!r}: must be a number with a unit, as 2.8GB or 2.6GiB")
     return int(float(found[1]) * by_unit[(found[2] or "b").lower()])
 
 

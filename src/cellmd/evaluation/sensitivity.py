@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 
 from cellmd.api import Model
 from cellmd.calibration.sensitivity import Cost, Progress, Sensitivity, few, groups_of
+from cellmd.calibration.streams import Kept
 from cellmd.container import Container
 from cellmd.errors import ArgumentError
 from cellmd.evaluation.evaluate import Wanted
@@ -37,12 +40,10 @@ class FileValues:
 
     def __init__(self, container: Container) -> None:
         self._tensors = container.tensors
-        self._whole: dict[str, np.ndarray] = {}
+        self._kept = Kept(lambda name: decode(container.tensors[name]))
 
     def whole(self, name: str) -> np.ndarray:
-        if name not in self._whole:
-            self._whole[name] = decode(self._tensors[name])
-        return self._whole[name]
+        return self._kept(name)
 
     def rows(self, name: str, ids: np.ndarray) -> np.ndarray:
         packed = self._tensors[name]
@@ -52,7 +53,7 @@ class FileValues:
         return decode_rows(packed, ids)
 
     def forget(self) -> None:
-        self._whole.clear()
+        self._kept.forget()
 
 
 def sensitivity(path: Path, against: Model, wanted: Wanted, progress: Progress | None = None) -> list[GroupCost]:
@@ -73,7 +74,8 @@ def sensitivity(path: Path, against: Model, wanted: Wanted, progress: Progress |
         prompts = few(_prompts(against, wanted))
         if not prompts:
             raise ArgumentError("nothing to measure on: give texts, a folder of sounds or a folder of pictures")
-        measured = Sensitivity(FileValues(source), FileValues(stored), against.config, source.tensors, prompts)
+        pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="sensitivity"))
+        measured = Sensitivity(FileValues(source), FileValues(stored), against.config, source.tensors, prompts, pool)
         costs = measured.measure(groups_of(against.config, quantised), progress)
         return [
             GroupCost(
