@@ -114,6 +114,18 @@ def test_every_form_of_input(tmp_path: Path) -> None:
     assert prefixed.tell() == 7
 
 
+def test_a_title_in_no_known_encoding_is_no_obstacle() -> None:
+    samples = np.rint(tone(0.5, RATE) * 32_767).astype("<i2").tobytes()
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setparams((1, 2, RATE, 0, "NONE", ""))
+        file.writeframes(samples)
+    plain, title = buffer.getvalue(), b"INFOINAM\x04\x00\x00\x00\xff\xfe\xe9\x00"
+    body = plain[8:36] + b"LIST" + len(title).to_bytes(4, "little") + title + plain[36:]
+    titled = b"RIFF" + len(body).to_bytes(4, "little") + body
+    np.testing.assert_array_equal(decode_audio(titled), decode_audio(plain))
+
+
 def test_the_sound_of_a_film() -> None:
     film = film_file("mp4", sound=tone(1.0, RATE)[None])
     assert main_frequency(decode_audio(film)[:RATE]) == pytest.approx(440.0, abs=1.0)

@@ -33,11 +33,16 @@ def open_container(medium: Any, limits: MediaLimits) -> Iterator[tuple[str, Any]
             "max_pixels": str(limits.max_pixels),  # decoders refuse larger frames themselves, whenever they come
         }
         try:
-            container = av.open(source.file, "r", options=options, metadata_errors="replace", buffer_size=_READ_BYTES)
+            container = av.open(source.file, "r", options=options, buffer_size=_READ_BYTES, **_any_metadata(av))
         except Exception as error:  # parsers of hostile input raise whatever they stumble over
             raise broken(source.name, "not a sound or film of a known kind", error) from error
         with container:
             yield source.name, container
+
+
+def _any_metadata(av: Any) -> dict[str, str]:
+    """Titles and the like may be in any encoding. PyAV 19 minds none, those before it have to be told."""
+    return {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
 
 
 def broken(name: str, what: str, error: Exception) -> MediaDecodeError:
