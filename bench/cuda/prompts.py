@@ -30,13 +30,14 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
     clock = Clock()
-    from cellmd.backends import create
-
-    ops = create("cuda")
-    clock.lap("create, which imports torch and starts CUDA")
-    import numpy as np
     import torch
 
+    clock.lap("import torch")
+    torch.zeros(1, device="cuda")
+    clock.lap("start CUDA")
+    import numpy as np
+
+    from cellmd.backends import create
     from cellmd.config import ModelConfig
     from cellmd.container import Container
     from cellmd.models.gemma4 import Gemma4
@@ -45,12 +46,14 @@ def main() -> None:
     from cellmd.runtime.generate import Runner
     from cellmd.runtime.kv_cache import KvCache
 
+    ops = create("cuda")
+    clock.lap("import and create")
     container = Container.open(arguments.file)
     config = ModelConfig.from_dict(container.config)
     model = Gemma4(ops, config, container.tensors)
-    cache = KvCache(ops, config.text, n_slots=1, context=arguments.context, chunk=ops.prompt_rows)
     torch.cuda.synchronize()
     clock.lap("bind")
+    cache = KvCache(ops, config.text, n_slots=1, context=arguments.context, chunk=ops.prompt_rows)
     runner, rng = Runner(model, cache), np.random.default_rng(0)
 
     def prompt(n: int) -> Callable[[], object]:

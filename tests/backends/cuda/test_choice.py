@@ -79,23 +79,3 @@ def test_torch_is_not_even_looked_for_without_a_gpu(
     assert "cuda" not in backends.installed()
     assert backends.create("auto").name == backends.installed()[0]
     assert not caplog.records
-
-
-def test_the_driver_is_started_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before torch is imported, and without a word where there is none or it fails."""
-    started, retained = [], []
-    driver = SimpleNamespace(
-        cuInit=lambda flags: started.append(flags) or len(started) - 1,
-        cuDevicePrimaryCtxRetain=lambda context, device: retained.append(device),
-    )
-    monkeypatch.setattr(cuda.ctypes, "CDLL", lambda name: driver)
-    for _ in range(2):
-        cuda._start_driver()
-    assert (started, retained) == ([0, 0], [0])
-
-    def missing(name: str) -> Any:
-        raise OSError(name)
-
-    monkeypatch.setattr(cuda.ctypes, "CDLL", missing)
-    cuda._start_driver()
-    assert len(started) == 2

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
-import threading
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,8 +47,6 @@ def create(threads: int | None = None) -> CudaOps:
 
 def check() -> None:
     """Raise BackendError for the first thing that is missing here."""
-    if "torch" not in sys.modules:
-        threading.Thread(target=_start_driver, name="cellmd-driver").start()
     try:
         import torch
     except ImportError as error:
@@ -74,14 +70,3 @@ def check() -> None:
             f"backend 'cuda' needs a GPU of compute capability {least} or higher; "
             f"{torch.cuda.get_device_name()} has {found}; use backend 'cpu'"
         )
-
-
-def _start_driver() -> None:
-    """Make the first device's context, the one that torch will use: a third of a second, hidden by importing torch.
-    What goes wrong here will again when torch does it, which says what it was."""
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return
-    if driver.cuInit(0) == 0:
-        driver.cuDevicePrimaryCtxRetain(ctypes.byref(ctypes.c_void_p()), 0)
