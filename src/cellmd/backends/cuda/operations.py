@@ -52,10 +52,6 @@ class CudaOps(TorchOps):
                 f"backend 'cuda': the device's memory is used up at tensor {packed.name!r}; free some, or use 'cpu'"
             ) from error
 
-    def new_cache(self, n_slots: int, capacity: int, n_kv_heads: int, head_dim: int) -> Cache:
-        self._upload.wait()
-        return super().new_cache(n_slots, capacity, n_kv_heads, head_dim)
-
     def reserve_(self, cache: Cache, n_positions: int) -> None:
         try:
             moved = cache.grow(n_positions)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -63,6 +63,8 @@ class DeviceMatrix:
 
     def rows(self, start: int, stop: int) -> DeviceMatrix:
         """The outputs start..stop alone, sharing memory."""
+        if stop - start == self.shape[0]:
+            return self
         return replace(
             self,
             shape=(stop - start, self.shape[1]),
@@ -116,19 +118,6 @@ class DeviceTable:
         return values.float() * scales[:, columns]
 
 
-class ComingTable:
-    """A table that is being copied: what is asked of it waits for that."""
-
-    def __init__(self, table: Future[DeviceTable]) -> None:
-        self._table = table
-
-    def wait(self) -> None:
-        self._table.result()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._table.result(), name)
-
-
 def repack_int4(stored: torch.Tensor, out: torch.Tensor, n_columns: int) -> None:
     """INT4 rows from uint8 bytes as they lie in the file, `tile16`, into out (M, B), as `kernels.layout` packs."""
     out.copy_(pack_int4(_codes(stored, (len(out), n_columns), Coding("i4", "tile16"))))
@@ -143,7 +132,6 @@ class Upload:
         self._floats = floats
         self._repack = repack
         self._tables_on_device = tables_on_device or device.type != "cuda"
-        self._coming: list[ComingTable] = []
         self._stages = [_Stage(device) for _ in range(2)] if device.type == "cuda" else []
         self._next = 0
 
@@ -169,22 +157,10 @@ class Upload:
         scales = self._scales(packed, shape)
         return DeviceMatrix(shape, bits, codes, scales, coding.group_size or n_columns, clip, bias)
 
-    def table(self, packed: PackedTensor) -> DeviceTable | DeviceMatrix | ComingTable:
-        if packed.coding.quantised and packed.coding.layout != "row":
-            return self.matrix(packed, clip=None, bias=None)
-        if self._tables_on_device:
-            return self._table(packed)
-        coming = ComingTable(_beside().submit(self._table, packed))
-        self._coming.append(coming)
-        return coming
-
-    def wait(self) -> None:
-        """Until all tables are there; raises what went wrong with one."""
-        while self._coming:
-            self._coming.pop().wait()
-
-    def _table(self, packed: PackedTensor) -> DeviceTable:
+    def table(self, packed: PackedTensor) -> DeviceTable | DeviceMatrix:
         coding, shape = packed.coding, _shape(packed)
+        if coding.quantised and coding.layout != "row":
+            return self.matrix(packed, clip=None, bias=None)
         kept = self._moved if self._tables_on_device else _pinned
         if not coding.quantised:
             numbers = kept(packed.data).view(_FLOATS[coding.dtype]).reshape(shape)
@@ -240,7 +216,7 @@ class _Stage:
     def move(self, data: np.ndarray, target: torch.Tensor) -> None:
         self._free.synchronize()
         part = self._memory[: data.size]
-        _copy(part.numpy(), data, _copiers())
+        _copy(part.numpy(), data)
         target.copy_(part, non_blocking=True)
         self._free.record(torch.cuda.current_stream(self._device))
 
@@ -277,24 +253,17 @@ def _pinned(data: np.ndarray) -> torch.Tensor:
     torch's own pinned memory comes in powers of two, and one thread would touch it: here several do.
     """
     memory = np.empty(data.size, np.uint8)
-    with ThreadPoolExecutor(_COPIERS) as copiers:
-        _copy(memory, data, copiers)
+    _copy(memory, data)
     return torch.as_tensor(_SeenByDevice(memory), device="cuda")
 
 
-def _copy(target: np.ndarray, source: np.ndarray, copiers: ThreadPoolExecutor) -> None:
+def _copy(target: np.ndarray, source: np.ndarray) -> None:
     """target = source, uint8 (n,), by several threads: one alone waits for pages most of the time."""
     parts = [slice(start, start + _COPY_BYTES) for start in range(0, source.size, _COPY_BYTES)]
     if len(parts) == 1:
         np.copyto(target, source)
     else:
-        list(copiers.map(lambda part: np.copyto(target[part], source[part]), parts))
-
-
-@cache
-def _beside() -> ThreadPoolExecutor:
-    """The thread that tables are made in, while others bind matrices."""
-    return ThreadPoolExecutor(1, "cellmd-tables")
+        list(_copiers().map(lambda part: np.copyto(target[part], source[part]), parts))
 
 
 @cache
