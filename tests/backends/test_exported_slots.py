@@ -13,13 +13,17 @@ from cellmd.backends import create, installed
 from cellmd.backends.ops import Ops
 from cellmd.errors import ArgumentError
 
+TORCH = pytest.param("torch", marks=pytest.mark.reference)  # the GPU backend on torch's CPU device
 
-@pytest.fixture(params=[*installed(), "cpu f16", "cpu i8"], scope="module")
+
+@pytest.fixture(params=[*installed(), "cpu f16", "cpu i8", TORCH], scope="module")
 def ops(request: pytest.FixtureRequest) -> Ops:
     """Every backend that exports slots; the native one with every type of its cache."""
     name, _, dtype = request.param.partition(" ")
     if name == "cpu" and name in installed():
         return import_module("cellmd.backends.cpu").create(1, dtype or "f32")
+    if name == "torch":
+        return import_module("cellmd.backends.cuda.plain").TorchOps("cpu")
     return create(name if name in installed() else "reference")
 
 

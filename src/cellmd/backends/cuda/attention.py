@@ -7,11 +7,14 @@ only the device needs to know, so that a recorded step can be run again with oth
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.nn import functional
+
+from cellmd.errors import ArgumentError
 
 _QUERIES_AT_ONCE = 512
 """Rows of one sequence that attend together, at most: with a window W they look at W + 511 positions."""
@@ -91,6 +94,22 @@ class Cache:
         n = min(n, self.places)
         self.keys[target, :n] = self.keys[source, :n]
         self.values[target, :n] = self.values[source, :n]
+
+    def export(self, slot: int, n: int) -> np.ndarray:
+        n = min(n, self.places)
+        held = torch.stack([self.keys[slot, :n], self.values[slot, :n]]).cpu()
+        exported: np.ndarray = held.view(torch.uint8).numpy().reshape(-1)
+        return exported
+
+    def take(self, slot: int, n: int, exported: np.ndarray) -> None:
+        """There is room for the n positions already."""
+        n = min(n, self.capacity)
+        shape = (2, n, *self.keys.shape[2:])
+        n_bytes = math.prod(shape) * self.keys.element_size()
+        if exported.nbytes != n_bytes:
+            raise ArgumentError(f"{n} positions take {n_bytes} bytes, not {exported.nbytes}")
+        held = torch.from_numpy(exported.copy()).view(self.keys.dtype).view(shape)
+        self.keys[slot, :n], self.values[slot, :n] = held.to(self.keys.device)
 
     def append(self, keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor) -> None:
         at = slots.long(), (positions % self.capacity).long()

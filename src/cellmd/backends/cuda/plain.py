@@ -10,7 +10,9 @@ sums by the number of rows.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -206,6 +208,19 @@ class TorchOps(Ops):
 
     def copy_slot_(self, cache: Cache, source: int, target: int, n: int) -> None:
         cache.copy(source, target, n)
+
+    def cache_form(self) -> str:
+        code = hashlib.sha256()
+        for source in sorted(Path(__file__).parent.rglob("*.py")):
+            code.update(source.read_bytes())
+        on = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return f"{self.name} {on} {self._products} {torch.__version__} {code.hexdigest()}"
+
+    def export_slot(self, cache: Cache, slot: int, n: int) -> np.ndarray:
+        return cache.export(slot, n)
+
+    def import_slot_(self, cache: Cache, slot: int, n: int, exported: np.ndarray) -> None:
+        cache.take(slot, n, exported)
 
     def append_(self, cache: Cache, keys: Tensor, values: Tensor, slots: Ints, positions: Ints) -> None:
         cache.append(keys, values, slots.device, positions.device)
