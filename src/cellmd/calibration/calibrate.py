@@ -121,6 +121,7 @@ class _Calibration:
         self._pieces = self._with_soft_tokens()
         if EMBEDDING in self._planned:
             self._round({(EMBEDDING,): self._head_moments()})
+            self._forget()
         self._begin(self._float_run)
         self._begin(self._stored_run)
         self._round(self._moments(Stream.own_inputs))
