@@ -1,7 +1,7 @@
 // Checks that several operations share.
 #pragma once
 
-#include "tensor.h"
+#include "ops.h"
 
 namespace cellmd {
 
@@ -31,6 +31,13 @@ inline void require_indices(const Tensor& x, int64_t size, int64_t limit, const 
 inline void require_same_shape(const Tensor& x, const Tensor& y, const char* what) {
     require(x.type() == y.type() && x.dims() == y.dims() && std::equal(x.shape().begin(), x.shape().end(), y.shape().begin()),
             what, ": shapes differ, ", x.describe(), " and ", y.describe());
+}
+
+inline void require_closing(const Tensor& x, const Closing& closing) {
+    require_floats(x, 2, "the sum of a norm");
+    require_same_shape(x, *closing.y, "the sum of a norm");
+    require(closing.norm.weight != nullptr, "the sum of a norm needs its weight");
+    require_vector(*closing.norm.weight, x.size(1), "the weight of a norm");
 }
 
 }  // namespace cellmd

@@ -12,7 +12,7 @@ namespace cellmd {
 
 class Context {
    public:
-    // check_interrupt throws if the user wants to stop; it is called between pieces of long work.
+    // check_interrupt throws if the user wants to stop; it is called before every piece of long work.
     Context(int threads, void (*check_interrupt)())
         : kernels(chosen_kernels()),
           memory(std::make_shared<MemoryPool>()),
@@ -30,7 +30,7 @@ class Context {
     }
 
     // body(begin, end, thread) over 0..items-1 as ThreadPool::run does it, where an item takes about `cost` simple vector
-    // operations: little work stays on this thread, much work is done in pieces between which the user may interrupt.
+    // operations: little work stays on this thread, much work is done in pieces before each of which the user may interrupt.
     // Stretches are at least `grain` items long, where there are enough for all threads.
     template <typename Body>
     void parallel(int64_t items, double cost, const Body& body, int64_t grain = 1) {
@@ -47,7 +47,7 @@ class Context {
         }
         const auto piece = std::max<int64_t>(threads(), static_cast<int64_t>(kPiece / cost));
         for (int64_t first = 0; first < items; first += piece) {
-            if (first > 0) check_interrupt_();
+            check_interrupt_();
             const int64_t n = std::min(piece, items - first);
             pool_.run(n, grain_of(n), [&](int64_t begin, int64_t end, int thread) { body(first + begin, first + end, thread); });
         }

@@ -195,7 +195,7 @@ struct KernelTable {
     void (*lookup)(const Lookup&, int64_t row, int start, int stop, float factor, float* out);
 
     // ---- rows of d (kernels/rows.inl) ----
-    void (*rms_norm)(const float* x, const float* weight, float eps, int d, float* out);  // weight may be null
+    void (*rms_norm)(const float* x, const float* weight, float eps, int d, float* out);  // weight may be null; out may be x
     void (*layer_norm)(const float* x, const float* weight, float eps, int d, float* out);
     void (*add_norm)(float* x, const float* y, const float* weight, float eps, float scale, int d);
 

@@ -118,7 +118,16 @@ std::optional<Norm> norm_of(const Tensor* weight, std::optional<float> eps) {
     return Norm{weight, *eps};
 }
 
-nb::tuple linears_of(Context& context, const Tensor& x, const Tensor* weight, std::optional<float> eps, nb::sequence matrices) {
+// Without a y there is nothing to close, without a weight nothing is normed.
+Rows rows_of(const Tensor& x, const Tensor* y, const Tensor* closing, float scale, const Tensor* weight, float eps) {
+    Rows rows{x, std::nullopt, std::nullopt};
+    if (y) rows.closing = Closing{y, {closing, eps}, scale};
+    if (weight) rows.norm = Norm{weight, eps};
+    return rows;
+}
+
+nb::tuple linears_of(Context& context, const Tensor& x, const Tensor* y, const Tensor* closing, float scale,
+                     const Tensor* weight, float eps, nb::sequence matrices, float cap) {
     std::vector<const Matrix*> list;
     for (const nb::handle matrix : matrices) list.push_back(nb::cast<const Matrix*>(matrix));
     for (const Matrix* matrix : list)
@@ -126,7 +135,7 @@ nb::tuple linears_of(Context& context, const Tensor& x, const Tensor* weight, st
     std::vector<Tensor> outputs;
     {
         const nb::gil_scoped_release unlocked;
-        outputs = linears(context, x, norm_of(weight, eps), list);
+        outputs = linears(context, rows_of(x, y, closing, scale, weight, eps), list, cap);
     }
     nb::list results;
     for (Tensor& out : outputs) results.append(nb::cast(std::move(out)));
@@ -281,18 +290,33 @@ void bind_rows(nb::class_<Context>& c) {
           "table"_a, "ids"_a, "scale"_a, "start"_a, "stop"_a.none());
     c.def("take_rows", &take_rows);
     c.def("put_rows", &put_rows);
-    c.def("linears", &linears_of, "x"_a, "norm_weight"_a.none(), "eps"_a.none(), "matrices"_a);
+    c.def("linears", &linears_of, "x"_a, "y"_a.none(), "closing"_a.none(), "scale"_a, "norm_weight"_a.none(), "eps"_a,
+          "matrices"_a, "cap"_a);
     c.def("linear", [](Context& self, const Tensor& x, const Matrix& matrix) {
         const Matrix* const one[] = {&matrix};
         const nb::gil_scoped_release unlocked;
-        return std::move(linears(self, x, std::nullopt, one).front());
+        return std::move(linears(self, {x, std::nullopt, std::nullopt}, one).front());
     });
     c.def("gated_linear",
-          [](Context& self, const Tensor& x, const Tensor* weight, std::optional<float> eps, const Matrix& gate, const Matrix& up) {
+          [](Context& self, const Tensor& x, const Tensor* y, const Tensor* closing, const Tensor* weight, float eps,
+             const Matrix& gate, const Matrix& up) {
               const nb::gil_scoped_release unlocked;
-              return gated_linear(self, x, norm_of(weight, eps), gate, up);
+              return gated_linear(self, rows_of(x, y, closing, 1.0f, weight, eps), gate, up);
           },
-          "x"_a, "norm_weight"_a.none(), "eps"_a.none(), "gate"_a, "up"_a);
+          "x"_a, "y"_a.none(), "closing"_a.none(), "norm_weight"_a.none(), "eps"_a, "gate"_a, "up"_a);
+    c.def("gated_by",
+          [](Context& self, const Tensor& x, const Tensor& y, const Tensor& closing, float eps, const Matrix& gate,
+             const Tensor& up) {
+              const Matrix* const one[] = {&gate};
+              const nb::gil_scoped_release unlocked;
+              return geglu(self, linears(self, rows_of(x, &y, &closing, 1.0f, nullptr, eps), one).front(), up);
+          });
+    c.def("norm_add_embed",
+          [](Context& self, const Tensor& x, float x_scale, const Tensor& weight, float eps, const Matrix& table,
+             const Tensor& ids, float table_scale, int64_t start, float scale) {
+              const nb::gil_scoped_release unlocked;
+              norm_add_embed(self, x, x_scale, {&weight, eps}, table, ids, table_scale, start, scale);
+          });
     c.def("rms_norm",
           [](Context& self, const Tensor& x, const Tensor* weight, float eps) {
               return unlocked_for(x, [&] { return rms_norm(self, x, {weight, eps}); });
@@ -302,7 +326,7 @@ void bind_rows(nb::class_<Context>& c) {
         return unlocked_for(x, [&] { return layer_norm(self, x, weight, eps); });
     });
     c.def("add_norm", [](Context& self, const Tensor& x, const Tensor& y, const Tensor& weight, float eps, float scale) {
-        unlocked_for(x, [&] { add_norm(self, x, y, {&weight, eps}, scale); });
+        unlocked_for(x, [&] { add_norm(self, x, {&y, {&weight, eps}, scale}); });
     });
     c.def(
         "rope_table",
@@ -359,6 +383,14 @@ void bind_attention(nb::class_<Context>& c) {
           [](Context& self, Cache& cache, const Tensor& keys, const Tensor& values, const Tensor& weight, float eps,
              const Tensor& table, const Tensor& slots, const Tensor& positions) {
               unlocked_for(keys, [&] { append_normed(self, cache, keys, values, {&weight, eps}, table, slots, positions); });
+          });
+    c.def("norm_rope_append",
+          [](Context& self, const Tensor& q, const Tensor& q_weight, Cache& cache, const Tensor& keys, const Tensor& values,
+             const Tensor& key_weight, float eps, const Tensor& table, const Tensor& slots, const Tensor& positions) {
+              return unlocked_for(q, [&] {
+                  append_normed(self, cache, keys, values, {&key_weight, eps}, table, slots, positions);
+                  return rope(self, q, Norm{&q_weight, eps}, table);
+              });
           });
     c.def("attention", &attention, nb::call_guard<nb::gil_scoped_release>());
     c.def("attention_bidirectional", &attention_bidirectional, nb::call_guard<nb::gil_scoped_release>());

@@ -17,11 +17,24 @@ struct Norm {
     float eps;
 };
 
+// What closes a residual block: x = (x + the norm of y) * scale.
+struct Closing {
+    const Tensor* y;
+    Norm norm;
+    float scale;
+};
+// What is multiplied: the rows of x, which are closed first if there is a block to close, or their norm.
+struct Rows {
+    const Tensor& x;
+    std::optional<Closing> closing;
+    std::optional<Norm> norm;
+};
+
 // ---- ops_linear.cpp ----
-// The products of x, or of its norm, with each matrix.
-std::vector<Tensor> linears(Context&, const Tensor& x, std::optional<Norm>, std::span<const Matrix* const>);
+// The products with each matrix; of a cap other than 0, cap * tanh(product / cap).
+std::vector<Tensor> linears(Context&, const Rows&, std::span<const Matrix* const>, float cap = 0.0f);
 // gelu(gate) * up of the products with two matrices.
-Tensor gated_linear(Context&, const Tensor& x, std::optional<Norm>, const Matrix& gate, const Matrix& up);
+Tensor gated_linear(Context&, const Rows&, const Matrix& gate, const Matrix& up);
 
 // ---- ops_rows.cpp ----
 Tensor embed(Context&, const Matrix& table, const Tensor& ids, float scale, int64_t start, int64_t stop);
@@ -29,7 +42,10 @@ Tensor take_rows(Context&, const Tensor& x, const Tensor& rows);
 void put_rows(Context&, const Tensor& x, const Tensor& rows, const Tensor& values);
 Tensor rms_norm(Context&, const Tensor& x, Norm);
 Tensor layer_norm(Context&, const Tensor& x, const Tensor& weight, float eps);
-void add_norm(Context&, const Tensor& x, const Tensor& y, Norm, float scale);
+void add_norm(Context&, const Tensor& x, const Closing&);
+// (The norm of x * x_scale, over each part of a row as wide as its weight, + looked-up rows) * scale, into x itself.
+void norm_add_embed(Context&, const Tensor& x, float x_scale, Norm, const Matrix& table, const Tensor& ids, float table_scale,
+                    int64_t start, float scale);
 Tensor rope_table(Context&, const Tensor& positions, double base, int64_t rotary_dim, int64_t head_dim,
                   double stretch = 1.0);
 Tensor rope(Context&, const Tensor& x, std::optional<Norm>, const Tensor& table);

@@ -41,9 +41,10 @@ struct Prepared {
 
 class Inputs {
    public:
-    Inputs(Context& context, const Tensor& x, std::optional<Norm> norm) : context_(context), x_(x), norm_(norm) {
-        require_floats(x, 2, "the input of a matrix");
-        if (norm && norm->weight) require_vector(*norm->weight, x.size(1), "the weight of a norm");
+    Inputs(Context& context, const Rows& input) : context_(context), x_(input.x), closing_(input.closing), norm_(input.norm) {
+        require_floats(x_, 2, "the input of a matrix");
+        if (norm_ && norm_->weight) require_vector(*norm_->weight, x_.size(1), "the weight of a norm");
+        if (closing_) require_closing(x_, *closing_);
     }
 
     // Index of the prepared activations that m will find.
@@ -106,6 +107,10 @@ class Inputs {
         const int k = static_cast<int>(x_.size(1));
         const float* x = x_.row(first);
         size_t stride = static_cast<size_t>(x_.row_stride());
+        if (closing_)
+            for (int i = first; i < first + rows; i++)
+                kernels.add_norm(x_.row(i), closing_->y->row(i), closing_->norm.weight->floats(), closing_->norm.eps,
+                                 closing_->scale, k);
         if (norm_) {
             float* normed = scratch(static_cast<size_t>(rows) * k);
             for (int i = 0; i < rows; i++)
@@ -138,7 +143,8 @@ class Inputs {
 
     Context& context_;
     const Tensor& x_;
-    std::optional<Norm> norm_;
+    const std::optional<Closing> closing_;
+    const std::optional<Norm> norm_;
     std::vector<Prepared> prepared_;
 };
 
@@ -191,9 +197,9 @@ double unit_cost(const Tensor& x, const Matrix& m) {
 
 }  // namespace
 
-std::vector<Tensor> linears(Context& context, const Tensor& x, std::optional<Norm> norm,
-                            std::span<const Matrix* const> matrices) {
-    Inputs inputs(context, x, norm);
+std::vector<Tensor> linears(Context& context, const Rows& input, std::span<const Matrix* const> matrices, float cap) {
+    const Tensor& x = input.x;
+    Inputs inputs(context, input);
     struct Job {
         const Matrix* matrix;
         size_t input;
@@ -215,22 +221,26 @@ std::vector<Tensor> linears(Context& context, const Tensor& x, std::optional<Nor
         for (size_t i = 0; i < jobs.size(); i++) {
             const Job& job = jobs[i];
             const int64_t from = std::max<int64_t>(begin - job.first_unit, 0), to = std::min(end - job.first_unit, job.units);
-            if (from < to)
-                multiply(context.kernels, *job.matrix, x, inputs[job.input], outputs[i], static_cast<int>(from * kUnit),
-                         static_cast<int>(std::min(to * kUnit, tiles_of(*job.matrix))));
+            if (from >= to) continue;
+            const int first = static_cast<int>(from * kUnit), last = static_cast<int>(std::min(to * kUnit, tiles_of(*job.matrix)));
+            multiply(context.kernels, *job.matrix, x, inputs[job.input], outputs[i], first, last);
+            if (cap == 0.0f) continue;
+            const int column = first * kTileRows, n = std::min(last * kTileRows, job.matrix->n()) - column;
+            for (int64_t row = 0; row < x.size(0); row++) context.kernels.softcap(outputs[i].row(row) + column, cap, n);
         }
     }, x.size(0) > 1 ? kTilesOfScratch / kUnit : 1);
     return outputs;
 }
 
-Tensor gated_linear(Context& context, const Tensor& x, std::optional<Norm> norm, const Matrix& gate, const Matrix& up) {
+Tensor gated_linear(Context& context, const Rows& input, const Matrix& gate, const Matrix& up) {
+    const Tensor& x = input.x;
     require(gate.n() == up.n(), "a gate of ", gate.n(), " outputs and ", up.n(), " to be gated");
     if (gate.kind() != Matrix::Kind::Int4Tiled || up.kind() != gate.kind() || !(form_of(gate) == form_of(up))) {
         const Matrix* const both[] = {&gate, &up};
-        const std::vector<Tensor> products = linears(context, x, norm, both);
+        const std::vector<Tensor> products = linears(context, input, both);
         return geglu(context, products[0], products[1]);
     }
-    Inputs inputs(context, x, norm);
+    Inputs inputs(context, input);
     const Prepared& prepared = (static_cast<void>(inputs.add(gate)), inputs.add(up), inputs[0]);
     Tensor out(*context.memory, {x.size(0), gate.n()});
     const Matrix* const both[] = {&gate, &up};

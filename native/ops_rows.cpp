@@ -106,14 +106,33 @@ Tensor layer_norm(Context& context, const Tensor& x, const Tensor& weight, float
     return out;
 }
 
-void add_norm(Context& context, const Tensor& x, const Tensor& y, Norm norm, float scale) {
-    require_same_shape(x, y, "the sum of a norm");
-    require_floats(x, 2, "the sum of a norm");
+void add_norm(Context& context, const Tensor& x, const Closing& closing) {
+    require_closing(x, closing);
     const int width = vectors_of(x, "the sum of a norm").width;
-    const float* weight = weight_of(norm, width);
-    require(weight != nullptr, "the sum of a norm needs its weight");
     context.parallel(x.size(0), width / 6.0, [&](int64_t begin, int64_t end, int) {
-        for (int64_t i = begin; i < end; i++) context.kernels.add_norm(x.row(i), y.row(i), weight, norm.eps, scale, width);
+        for (int64_t i = begin; i < end; i++)
+            context.kernels.add_norm(x.row(i), closing.y->row(i), closing.norm.weight->floats(), closing.norm.eps, closing.scale,
+                                     width);
+    });
+}
+
+void norm_add_embed(Context& context, const Tensor& x, float x_scale, Norm norm, const Matrix& table, const Tensor& ids,
+                    float table_scale, int64_t start, float scale) {
+    require_floats(x, 2, "what is normed in parts");
+    require(norm.weight && norm.weight->dims() == 1 && norm.weight->size(0) > 0 && x.size(1) % norm.weight->size(0) == 0,
+            "rows of ", x.describe(), " are not made of parts as wide as the weight of their norm");
+    require(ids.dims() == 1 && ids.size(0) == x.size(0), "ids ", ids.describe(), " for rows of ", x.describe());
+    const int columns = static_cast<int>(x.size(1)), width = static_cast<int>(norm.weight->size(0));
+    const float* weight = weight_of(norm, width);
+    const Tensor looked_up = embed(context, table, ids, table_scale, start, start + columns);
+    context.parallel(x.size(0), columns / 2.0, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; i++) {
+            float* const row = x.row(i);
+            context.kernels.scale(row, x_scale, columns);
+            for (int c = 0; c < columns; c += width) context.kernels.rms_norm(row + c, weight, norm.eps, width, row + c);
+            context.kernels.add(row, looked_up.row(i), 1.0f, columns);
+            context.kernels.scale(row, scale, columns);
+        }
     });
 }
 

@@ -115,23 +115,26 @@ void ThreadPool::start() {
 }
 
 void ThreadPool::work(Workers& shared, int thread) {
+    Fetched fetched;
     for (uint32_t seen = 0;;) {
         await_change(shared.job, seen);
         seen = shared.job.load(std::memory_order_acquire);
         if (shared.stop.load(std::memory_order_relaxed)) return;
         shared.take_part(seen, thread);
-        fetch_expected(shared, seen, thread);
+        fetch_expected(shared, seen, thread, fetched);
     }
 }
 
-void ThreadPool::fetch_expected(const Workers& shared, uint32_t job, int thread) {
-    const char* const begin = expected_begin_.exchange(nullptr, std::memory_order_relaxed);
+void ThreadPool::fetch_expected(const Workers& shared, uint32_t job, int thread, Fetched& fetched) {
+    const char* const begin = expected_begin_.load(std::memory_order_relaxed);
     if (!begin) return;
+    if (begin != fetched.begin) fetched = {begin, 0};
     const size_t bytes = expected_bytes_.load(std::memory_order_relaxed), parts = shared.owned.size();
     const char* const mine = begin + bytes / parts * static_cast<size_t>(thread);
-    for (size_t at = 0; at < std::min(bytes / parts, kFetchBytes); at += kFetchStep) {
+    for (size_t& at = fetched.bytes; at < std::min(bytes / parts, kFetchBytes); at += kFetchStep) {
         if (shared.job.load(std::memory_order_relaxed) != job) return;
         for (size_t line = at; line < at + kFetchStep; line += 64) __builtin_prefetch(mine + line, 0, 2);
+        relax();  // processors drop what is asked of them faster than memory answers
     }
 }
 

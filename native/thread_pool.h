@@ -34,8 +34,8 @@ class ThreadPool {
         });
     }
 
-    // Memory that the job after the next one is likely to begin with, such as the weights of the operation that came next
-    // the last time. While there is nothing else to do, each worker fetches the beginning of its own part of it.
+    // Memory that a job after the next one is likely to begin with, such as the weights of the operation that came next the
+    // last time. While there is nothing else to do, each worker fetches the beginning of its own part of it.
     void expect(const void* begin, size_t bytes) {
         expected_begin_.store(static_cast<const char*>(begin), std::memory_order_relaxed);
         expected_bytes_.store(bytes, std::memory_order_relaxed);
@@ -44,11 +44,15 @@ class ThreadPool {
    private:
     using Call = void (*)(const void*, int64_t, int64_t, int);
     struct Workers;
+    struct Fetched {  // how far a worker has come with what is expected
+        const char* begin = nullptr;
+        size_t bytes = 0;
+    };
 
     void run_job(int64_t items, int64_t grain, const void* body, Call call);
     void start();
     void work(Workers& shared, int thread);
-    void fetch_expected(const Workers& shared, uint32_t job, int thread);
+    void fetch_expected(const Workers& shared, uint32_t job, int thread, Fetched& fetched);
 
     const int size_;
     uint32_t generation_of_process_ = 0;

@@ -130,6 +130,12 @@ CELLMD_INLINE Vi dot8_int4(Vi sum, Codes low, Codes high, const int8_t* first, c
     return {add_pairs(sum.a, _mm256_add_epi16(nibble_pairs(low.a, x), nibble_pairs(high.a, y))),
             add_pairs(sum.b, _mm256_add_epi16(nibble_pairs(low.b, x), nibble_pairs(high.b, y)))};
 }
+CELLMD_INLINE void add8_int4(Vi& low, Vi&, const uint8_t* p, const int8_t* activations) {
+    Codes first, second;
+    codes_of_int4(p, first, second);
+    low = dot8_int4(low, first, second, activations, activations + 4);
+}
+CELLMD_INLINE Vi joined_int4(Vi low, Vi high) { return low + high; }
 // maddubs wants unsigned by signed: |w| (at most 128) by the activation with w's sign. A pair comes to at most
 // 2 * 128 * 127, which fits 16 bits.
 CELLMD_INLINE __m256i signed_pairs(__m256i weights, __m256i activations) {
@@ -147,4 +153,6 @@ CELLMD_INLINE Vi dot_lanes_int8(Vi sum, Codes weights, const int8_t* activations
     return {add_pairs(sum.a, signed_pairs(weights.a, load32(activations))),
             add_pairs(sum.b, signed_pairs(weights.b, load32(activations + 32)))};
 }
+CELLMD_INLINE Vi viload(const void* p) { return {load32(p), load32(static_cast<const char*>(p) + 32)}; }
+CELLMD_INLINE void opaque(Codes& x) { asm volatile("" : "+x"(x.a), "+x"(x.b)); }
 CELLMD_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

@@ -54,6 +54,7 @@ CELLMD_INLINE Vf vlanes_between(Vf a, int from, int to, float other) {
     return {_mm512_mask_blend_ps(in, _mm512_set1_ps(other), a.v)};
 }
 
+CELLMD_INLINE Vi viload(const void* p) { return {_mm512_loadu_si512(p)}; }
 CELLMD_INLINE Vi vizero() { return {_mm512_setzero_si512()}; }
 CELLMD_INLINE Vi viset(int32_t x) { return {_mm512_set1_epi32(x)}; }
 CELLMD_INLINE Vi operator+(Vi a, Vi b) { return {_mm512_add_epi32(a.v, b.v)}; }
@@ -89,10 +90,26 @@ CELLMD_INLINE Vi dot4(Vi sum, Codes weights, const int8_t* activations) {
 CELLMD_INLINE Vi dot8_int4(Vi sum, Codes low, Codes high, const int8_t* first, const int8_t* second) {
     return dot4(dot4(sum, low, first), high, second);
 }
+// One instruction each, with its operand in memory, where the compiler would take two.
+CELLMD_INLINE __m512i and_memory(const uint8_t* p, __m512i mask) {
+    __m512i result;
+    asm("vpandd %1, %2, %0" : "=v"(result) : "m"(*reinterpret_cast<const __m512i_u*>(p)), "v"(mask));
+    return result;
+}
+CELLMD_INLINE void dot4_memory(__m512i& sum, __m512i weights, const int8_t* activations) {
+    asm("vpdpbusd %1%{1to16%}, %2, %0" : "+v"(sum) : "m"(*reinterpret_cast<const int8_t (*)[4]>(activations)), "v"(weights));
+}
+// High nibbles stay where they are: their products are 16 times too large.
+CELLMD_INLINE void add8_int4(Vi& low, Vi& high, const uint8_t* p, const int8_t* activations) {
+    dot4_memory(low.v, and_memory(p, _mm512_set1_epi8(0x0F)), activations);
+    dot4_memory(high.v, and_memory(p, _mm512_set1_epi8(static_cast<char>(0xF0))), activations + 4);
+}
+CELLMD_INLINE Vi joined_int4(Vi low, Vi high) { return {_mm512_add_epi32(low.v, _mm512_srai_epi32(high.v, 4))}; }
 CELLMD_INLINE Vi dot_lanes_int4(Vi sum, Codes weights, const int8_t* activations) {
     return {_mm512_dpbusd_epi32(sum.v, weights.v, _mm512_loadu_si512(activations))};
 }
 CELLMD_INLINE Vi dot_lanes_int8(Vi sum, Codes weights, const int8_t* activations) {
     return dot_lanes_int4(sum, weights, activations);
 }
+CELLMD_INLINE void opaque(Codes& x) { asm volatile("" : "+v"(x.v)); }
 CELLMD_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

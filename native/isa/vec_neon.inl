@@ -75,6 +75,10 @@ CELLMD_INLINE Vf vlanes_between(Vf x, int from, int to, float other) {
 
 CELLMD_INLINE Vi viset(int32_t x) { CELLMD_QUARTERS(Vi, vdupq_n_s32(x)); }
 CELLMD_INLINE Vi vizero() { return viset(0); }
+CELLMD_INLINE Vi viload(const void* p) {
+    const auto* lanes = static_cast<const int32_t*>(p);
+    return {{vld1q_s32(lanes), vld1q_s32(lanes + 4), vld1q_s32(lanes + 8), vld1q_s32(lanes + 12)}};
+}
 CELLMD_INLINE Vi operator+(Vi x, Vi y) { CELLMD_QUARTERS(Vi, vaddq_s32(x.v[i], y.v[i])); }
 CELLMD_INLINE Vi vround(Vf x) { CELLMD_QUARTERS(Vi, vcvtnq_s32_f32(x.v[i])); }
 CELLMD_INLINE Vf vfloat(Vi x) { CELLMD_QUARTERS(Vf, vcvtq_f32_s32(x.v[i])); }
@@ -113,11 +117,18 @@ CELLMD_INLINE Vi dot4(Vi sum, Codes weights, const int8_t* activations) {
 CELLMD_INLINE Vi dot8_int4(Vi sum, Codes low, Codes high, const int8_t* first, const int8_t* second) {
     return dot4(dot4(sum, low, first), high, second);
 }
+CELLMD_INLINE void add8_int4(Vi& low, Vi&, const uint8_t* p, const int8_t* activations) {
+    Codes first, second;
+    codes_of_int4(p, first, second);
+    low = dot8_int4(low, first, second, activations, activations + 4);
+}
+CELLMD_INLINE Vi joined_int4(Vi low, Vi high) { return low + high; }
 CELLMD_INLINE Vi dot_lanes_int4(Vi sum, Codes weights, const int8_t* activations) {
     CELLMD_QUARTERS(Vi, vdotq_s32(sum.v[i], weights.v[i], vld1q_s8(activations + 16 * i)));
 }
 CELLMD_INLINE Vi dot_lanes_int8(Vi sum, Codes weights, const int8_t* activations) {
     return dot_lanes_int4(sum, weights, activations);
 }
+CELLMD_INLINE void opaque(Codes& x) { asm volatile("" : "+w"(x.v[0]), "+w"(x.v[1]), "+w"(x.v[2]), "+w"(x.v[3])); }
 CELLMD_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
 #undef CELLMD_QUARTERS

@@ -82,6 +82,11 @@ CELLMD_INLINE Vf vlanes_between(Vf a, int from, int to, float other) {
     CELLMD_LANES(Vf, i >= from && i < to ? a.v[i] : other);
 }
 
+CELLMD_INLINE Vi viload(const void* p) {
+    Vi r;
+    __builtin_memcpy(r.v, p, sizeof r.v);
+    return r;
+}
 CELLMD_INLINE Vi vizero() { return {}; }
 CELLMD_INLINE Vi viset(int32_t x) { CELLMD_LANES(Vi, x); }
 CELLMD_INLINE Vi operator+(Vi a, Vi b) { CELLMD_LANES(Vi, a.v[i] + b.v[i]); }
@@ -132,6 +137,13 @@ CELLMD_INLINE Vi dot4(Vi sum, Codes weights, const int8_t* activations) {
 CELLMD_INLINE Vi dot8_int4(Vi sum, Codes low, Codes high, const int8_t* first, const int8_t* second) {
     return dot4(dot4(sum, low, first), high, second);
 }
+// The same straight from memory, into two sums, which `joined_int4` makes one.
+CELLMD_INLINE void add8_int4(Vi& low, Vi&, const uint8_t* p, const int8_t* activations) {
+    Codes first, second;
+    codes_of_int4(p, first, second);
+    low = dot8_int4(low, first, second, activations, activations + 4);
+}
+CELLMD_INLINE Vi joined_int4(Vi low, Vi high) { return low + high; }
 // Lane r: sum[r] + the 4 bytes of lane r times activations 4r..4r+3.
 CELLMD_INLINE Vi dot_lanes_int4(Vi sum, Codes weights, const int8_t* activations) {
     for (int r = 0; r < 16; r++)
@@ -141,4 +153,6 @@ CELLMD_INLINE Vi dot_lanes_int4(Vi sum, Codes weights, const int8_t* activations
 CELLMD_INLINE Vi dot_lanes_int8(Vi sum, Codes weights, const int8_t* activations) {
     return dot_lanes_int4(sum, weights, activations);
 }
+// The compiler is to take these for others from here on.
+CELLMD_INLINE void opaque(Codes& x) { asm volatile("" : "+m"(x)); }
 CELLMD_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }

@@ -16,7 +16,8 @@ static void tile_product(const uint8_t* const* weights, const float* scales, int
     const int groups = ceil_div(k, group);
     const uint8_t* from[kTiles];
     repeat<kTiles>([&](auto i) CELLMD_ALWAYS { from[i] = weights[i]; });
-    repeat<kTokens * kTiles>([&](auto i) CELLMD_ALWAYS { vstore(out + 16 * i, vzero()); });
+    Vf totals[kTokens][kTiles];
+    repeat<kTokens>([&](auto t) CELLMD_ALWAYS { repeat<kTiles>([&](auto i) CELLMD_ALWAYS { totals[t][i] = vzero(); }); });
     for (int g = 0; g < groups; g++) {
         Vi sums[kTokens][kTiles];
         repeat<kTokens>([&](auto t) CELLMD_ALWAYS {
@@ -44,11 +45,13 @@ static void tile_product(const uint8_t* const* weights, const float* scales, int
         repeat<kTokens>([&](auto t) CELLMD_ALWAYS {
             const Vf token_scale = vset(token_scales[g * kTokens + t]);
             repeat<kTiles>([&](auto i) CELLMD_ALWAYS {
-                float* to = out + (t * kTiles + i) * 16;
-                vstore(to, vfma(vfloat(sums[t][i]), token_scale * row_scales[i], vload(to)));
+                totals[t][i] = vfma(vfloat(sums[t][i]), token_scale * row_scales[i], totals[t][i]);
             });
         });
     }
+    repeat<kTokens>([&](auto t) CELLMD_ALWAYS {
+        repeat<kTiles>([&](auto i) CELLMD_ALWAYS { vstore(out + (t * kTiles + i) * 16, totals[t][i]); });
+    });
 }
 
 template <int kTiles, bool kInt4>
@@ -99,7 +102,11 @@ static int64_t multiply(int64_t repetitions, int32_t* out) {
     Vi sums[kSums];
     repeat<kSums>([&](auto i) CELLMD_ALWAYS { sums[i] = viset(i); });
     for (int64_t n = 0; n < repetitions; n++)
-        repeat<kSums>([&](auto i) CELLMD_ALWAYS { sums[i] = dot8_int4(sums[i], low, high, activations, activations + 4); });
+        repeat<kSums>([&](auto i) CELLMD_ALWAYS {
+            opaque(low);  // else products that are the same for every sum would be made once
+            opaque(high);
+            sums[i] = dot8_int4(sums[i], low, high, activations, activations + 4);
+        });
     Vi total = vizero();
     repeat<kSums>([&](auto i) CELLMD_ALWAYS { total = total + sums[i]; });
     *out = visum(total);

@@ -50,20 +50,21 @@ CELLMD_INLINE void vector_product(const IntMatrix& m, const IntProduct& p, int b
             Vf y = vzero();
             for (int g = 0; g < m.groups; g++, scales += scale_step) {
                 // One sum would be a chain of dependent additions: two take turns.
-                Vi even = viset(-Tile::kOffset * p.sums[g]), odd = vizero();
+                StreamSums<kInt4> even, odd;
                 const int n = lesser(steps - g * group_steps, group_steps);
                 for (int step = 0; step + 1 < n; step += 2, from += 128, x += 2 * Tile::kStepColumns) {
-                    prefetch(from + kPrefetchBytes);
-                    prefetch(from + kPrefetchBytes + 64);
-                    even = StepCodes<kInt4>(from).template dot<1>(even, x, 0);
-                    odd = StepCodes<kInt4>(from + 64).template dot<1>(odd, x + Tile::kStepColumns, 0);
+                    prefetch_once(from + kPrefetchBytes);
+                    prefetch_once(from + kPrefetchBytes + 64);
+                    even.add(from, x);
+                    odd.add(from + 64, x + Tile::kStepColumns);
                 }
                 if (n % 2) {
-                    even = StepCodes<kInt4>(from).template dot<1>(even, x, 0);
+                    even.add(from, x);
                     from += 64;
                     x += Tile::kStepColumns;
                 }
-                y = vfma(vfloat(even + odd), vset(p.scales[g]) * (load(scales) * factors), y);
+                const Vi sum = viset(-Tile::kOffset * p.sums[g]) + even.total() + odd.total();
+                y = vfma(vfloat(sum), vset(p.scales[g]) * (load(scales) * factors), y);
             }
             store(tile, y);
         }
@@ -126,6 +127,21 @@ CELLMD_INLINE void block_product(const IntMatrix& m, const IntProduct& p, const 
         }
 }
 
+// While blocks of tokens pass, the tiles begin..end-1 that come next are fetched from memory, a part with each block.
+struct NextTiles {
+    const uint8_t* begin;
+    size_t part;  // bytes
+    template <bool kInt4>
+    CELLMD_INLINE static NextTiles of(const IntMatrix& m, int begin, int end, int rows) {
+        const auto blocks = static_cast<size_t>(ceil_div(rows, kTokenBlock));
+        return {tile_of<kInt4>(m, begin), (end - begin) * tile_bytes<kInt4>(m.k) / blocks};
+    }
+    CELLMD_INLINE void fetch() {
+        for (size_t at = 0; at < part; at += 64) prefetch_later(begin + at);
+        begin += part;
+    }
+};
+
 template <bool kInt4>
 static void gemm_tile16(const IntMatrix& m, const IntProduct& p, int begin, int end, float* scratch) {
     if (p.rows == 1) {
@@ -141,7 +157,9 @@ static void gemm_tile16(const IntMatrix& m, const IntProduct& p, int begin, int 
     for (int from = begin; from < end; from += at_once) {
         const int to = lesser(end, from + at_once);
         for (int tile = from; tile < to; tile++) tiles.take<kInt4>(tile - from, m, tile);
+        NextTiles next = NextTiles::of<kInt4>(m, to, lesser(end, to + at_once), p.rows);
         for (int first = 0; first < p.rows; first += kTokenBlock) {
+            next.fetch();
             unit.expect(lesser(kTokenBlock, p.rows - first));
             int tile = from;
             if constexpr (kTileBlock == 2)
@@ -178,7 +196,7 @@ static void gemm_int4_geglu(const IntMatrix& gate, const IntMatrix& up, const In
     if (p.rows == 1) {
         // One matrix after the other: two streams in turns would each run dry. The second begins before the first ends.
         const uint8_t* const second = tile_of<true>(up, begin);
-        for (int at = 0; at < kPrefetchBytes; at += 64) prefetch(second + at);
+        for (int at = 0; at < kPrefetchBytes; at += 64) prefetch_once(second + at);
         gemm_tile16<true>(gate, p, begin, end, scratch);
         vector_product<true>(up, p, begin, end, [&](int tile, Vf y) CELLMD_ALWAYS {
             const int row = tile * 16, n = up.n - row;
@@ -196,7 +214,11 @@ static void gemm_int4_geglu(const IntMatrix& gate, const IntMatrix& up, const In
             tiles.take<true>(2 * (tile - from), gate, tile);
             tiles.take<true>(2 * (tile - from) + 1, up, tile);
         }
+        NextTiles next_gate = NextTiles::of<true>(gate, to, lesser(end, to + pairs), p.rows);
+        NextTiles next_up = NextTiles::of<true>(up, to, lesser(end, to + pairs), p.rows);
         for (int first = 0; first < p.rows; first += kTokenBlock) {
+            next_gate.fetch();
+            next_up.fetch();
             unit.expect(lesser(kTokenBlock, p.rows - first));
             for (int tile = from; tile < to; tile++) geglu_block(gate, up, p, tiles, 2 * (tile - from), tile, first);
         }

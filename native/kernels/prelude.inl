@@ -22,6 +22,11 @@ CELLMD_INLINE void repeat(const Body& body) {
     repeat_from<0, kTimes>(body);
 }
 
+// Of what is read once and then not again for long: other things may stay in the caches.
+CELLMD_INLINE void prefetch_once(const void* p) { __builtin_prefetch(p, 0, 0); }
+// Into the second-level cache.
+CELLMD_INLINE void prefetch_later(const void* p) { __builtin_prefetch(p, 0, 2); }
+
 CELLMD_INLINE int lesser(int a, int b) { return a < b ? a : b; }
 CELLMD_INLINE int greater(int a, int b) { return a > b ? a : b; }
 CELLMD_INLINE int clip(int a, int low, int high) { return lesser(greater(a, low), high); }

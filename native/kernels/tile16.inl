@@ -3,9 +3,8 @@
 // A tile's 16 rows are the lanes of a vector: 64 bytes of weights hold 4 (int8) or 2 x 4 (int4) columns of each row, and
 // are multiplied by 4 activations broadcast to every lane.
 
-// Bytes that a stream of weights is fetched ahead of its use when every weight is used once. Measured: with more, several
-// threads get in each other's way; with less, a single one waits.
-constexpr int kPrefetchBytes = 5120;
+// Bytes that a stream of weights is fetched ahead of its use when every weight is used once.
+constexpr int kPrefetchBytes = 2560;
 
 template <bool kInt4>
 struct Tile16 {
@@ -31,6 +30,20 @@ struct StepCodes {
         else
             return dot4(sum, low, first);
     }
+};
+
+// The sum of steps of one token, whose weights come from memory: the fewer instructions to a line of them, the more lines
+// are under way.
+template <bool kInt4>
+struct StreamSums {
+    Vi low = vizero(), high = vizero();
+    CELLMD_INLINE void add(const uint8_t* from, const int8_t* activations) {
+        if constexpr (kInt4)
+            add8_int4(low, high, from, activations);
+        else
+            low = dot4(low, codes_of_int8(from), activations);
+    }
+    CELLMD_INLINE Vi total() const { return kInt4 ? joined_int4(low, high) : low; }
 };
 
 // Of a tile of k columns, and where it begins.

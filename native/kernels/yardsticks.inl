@@ -6,10 +6,8 @@ static int32_t read(const uint8_t* bytes, size_t n) {
     Vi sums[4] = {vizero(), vizero(), vizero(), vizero()};
     for (size_t i = 0; i < n; i += 256) {
         repeat<4>([&](auto j) CELLMD_ALWAYS {
-            Vi loaded;
-            __builtin_memcpy(&loaded, bytes + i + 64 * j, sizeof loaded);
             prefetch(bytes + i + 64 * j + kReadAheadBytes);
-            sums[j] = sums[j] + loaded;
+            sums[j] = sums[j] + viload(bytes + i + 64 * j);
         });
     }
     return visum((sums[0] + sums[1]) + (sums[2] + sums[3]));

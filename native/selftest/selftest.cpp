@@ -72,7 +72,8 @@ Matrix stored_matrix(int n, int k, const char* dtype, const char* layout, const 
     data->factors = normals(static_cast<size_t>(padded), 1e-4f);
     data->codes_of_scales = bytes(static_cast<size_t>(padded) * groups);
     StoredTensor stored{.n = n, .k = k, .dtype = dtype, .layout = layout, .scale_dtype = scales, .group_size = group,
-                        .data = data->codes, .scales = std::as_bytes(std::span(data->floats)), .row_factors = {}, .owner = data};
+                        .data = data->codes, .scales = std::as_bytes(std::span(data->floats)), .row_factors = {}, .file = {},
+                        .owner = data};
     if (factored) {
         stored.scales = data->codes_of_scales;
         stored.row_factors = data->factors;
@@ -97,7 +98,7 @@ void add_products(std::vector<Case>& cases) {
                         cases.push_back({name, 0.01 * 128 * k, [=](Context& c) {
                                              const Matrix* const one[] = {m.get()};
                                              const Tensor in = tensor(c, {rows, k}, x), w = tensor(c, {k}, weight);
-                                             return linears(c, in, Norm{&w, 1e-6f}, one).front();
+                                             return linears(c, {in, std::nullopt, Norm{&w, 1e-6f}}, one).front();
                                          }});
                         std::vector<int32_t> ids;
                         for (int i = 0; i < rows; i++) ids.push_back(below(n));
@@ -108,9 +109,11 @@ void add_products(std::vector<Case>& cases) {
     for (const int rows : {1, 3, 10, 40}) {
         const auto gate = std::make_shared<Matrix>(stored_matrix(50, 264, "i4", "tile16", "f32", 128, false));
         const auto up = std::make_shared<Matrix>(stored_matrix(50, 264, "i4", "tile16", "i8", 128, true));
-        const auto x = normals(static_cast<size_t>(rows) * 264);
+        const auto x = normals(static_cast<size_t>(rows) * 264), weight = normals(264);
         cases.push_back({"gated product of " + std::to_string(rows), 300.0, [=](Context& c) {
-                             return gated_linear(c, tensor(c, {rows, 264}, x), std::nullopt, *gate, *up);
+                             const Tensor in = tensor(c, {rows, 264}, x), w = tensor(c, {264}, weight);
+                             const Tensor y = tensor(c, {rows, 264}, x);
+                             return gated_linear(c, {in, Closing{&y, {&w, 1e-6f}, 0.7f}, std::nullopt}, *gate, *up);
                          }});
     }
 }
@@ -161,7 +164,7 @@ void add_elements(std::vector<Case>& cases) {
         using T = const Tensor&;
         with("rms_norm", 10, [](Context& c, T a, T, T v) { return rms_norm(c, a, {&v, 1e-6f}); });
         with("layer_norm", 30, [](Context& c, T a, T, T v) { return layer_norm(c, a, v, 1e-6f); });
-        with("add_norm", 30, [](Context& c, T a, T b, T v) { return add_norm(c, a, b, {&v, 1e-6f}, 0.7f), a; });
+        with("add_norm", 30, [](Context& c, T a, T b, T v) { return add_norm(c, a, {&b, {&v, 1e-6f}, 0.7f}), a; });
         with("add", 10, [](Context& c, T a, T b, T) { return add(c, a, b, 0.3f), a; });
         with("affine", 30, [](Context& c, T a, T, T v) { return affine(c, a, &v, 0.5f); });
         with("clamp", 0, [](Context& c, T a, T, T) { return clamp(c, a, -1.0f, 2.0f); });
@@ -194,8 +197,12 @@ void add_attention(std::vector<Case>& cases) {
                                      Cache cache(1, past, heads, width, type);
                                      const Tensor at = indices(c, written), table = rope_table(c, at, 1e4, width / 2 / 2 * 2, width);
                                      const Tensor zeros = indices(c, std::vector<int32_t>(past)), w = tensor(c, {width}, weight);
-                                     append_normed(c, cache, tensor(c, {past, heads, width}, keys), tensor(c, {past, heads, width}, values),
-                                                   {&w, 1e-6f}, table, zeros, at);
+                                     const Tensor k = tensor(c, {past, heads, width}, keys), v = tensor(c, {past, heads, width}, values);
+                                     // Norms differ by roundings, which decide between two neighbours of a coarser type.
+                                     if (type == CacheType::Float)
+                                         append_normed(c, cache, k, v, {&w, 1e-6f}, table, zeros, at);
+                                     else
+                                         append(c, cache, k, v, zeros, at);
                                      return attention(c, tensor(c, {rows, heads * readers, width}, q), cache,
                                                       indices(c, std::vector<int32_t>(static_cast<size_t>(rows))), indices(c, asked), window);
                                  }});

@@ -30,6 +30,14 @@ def stored(m: int = 20, k: int = 40, coding: Coding | None = None) -> PackedTens
     return encode("w", values, coding or Coding("i4", "tile16", 32, "f16"))
 
 
+def closed(ops: CpuOps, y: object, closing: object) -> object:
+    return ops.add_norm_gate_(ops.zeros((2, 40)), y, closing, 1e-6, ops.matrix(stored()), ops.zeros((2, 20)))
+
+
+def parts(ops: CpuOps, x: object, weight: object, ids: list[int]) -> object:
+    return ops.norm_add_embed(x, 1.0, weight, 1e-6, ops.table(stored()), ops.ints(ids), 1.0, 0, 1.0)
+
+
 CALLS: list[tuple[str, Callable[[CpuOps], object]]] = [
     ("inputs 41 for 40", lambda o: o.linear(o.zeros((2, 41)), o.matrix(stored()))),
     ("a vector as input", lambda o: o.linear(o.zeros((40,)), o.matrix(stored()))),
@@ -57,6 +65,14 @@ CALLS: list[tuple[str, Callable[[CpuOps], object]]] = [
     ("huge zeros", lambda o: o.zeros((1 << 40, 1 << 40))),
     ("rms_norm weight", lambda o: o.rms_norm(o.zeros((2, 8)), o.zeros((7,)), 1e-6)),
     ("layer_norm weight", lambda o: o.layer_norm(o.zeros((2, 8)), o.zeros((2, 8)), 1e-6)),
+    ("closing rows", lambda o: closed(o, o.zeros((3, 40)), o.zeros((40,)))),
+    ("closing width", lambda o: closed(o, o.zeros((2, 39)), o.zeros((40,)))),
+    ("closing weight", lambda o: closed(o, o.zeros((2, 40)), o.zeros((39,)))),
+    ("closing integers", lambda o: closed(o, o.zeros((2, 40)), o.ints([0] * 40))),
+    ("parts of a row", lambda o: parts(o, o.zeros((2, 40)), o.zeros((16,)), [0, 1])),
+    ("parts of no width", lambda o: parts(o, o.zeros((2, 40)), o.zeros((0,)), [0, 1])),
+    ("parts of other rows", lambda o: parts(o, o.zeros((2, 40)), o.zeros((8,)), [0, 1, 2])),
+    ("parts of a wider table", lambda o: parts(o, o.zeros((2, 48)), o.zeros((8,)), [0, 1])),
     ("add_norm shapes", lambda o: o.add_norm_(o.zeros((2, 8)), o.zeros((2, 7)), o.zeros((8,)), 1e-6)),
     ("add shapes", lambda o: o.add_(o.zeros((2, 8)), o.zeros((8, 2)))),
     ("add integers", lambda o: o.add_(o.ints([1]), o.ints([1]))),

@@ -199,14 +199,19 @@ class WholeRow:
             ids = ids[scores[ids] >= np.sort(scores[ids])[-options.top_k]]
         ids = ids[np.lexsort((ids, -scores[ids]))]
         probabilities = np.exp(scores[ids] - scores[ids[0]])
-        probabilities /= probabilities.sum()
+        if 0 < options.top_k < len(scores):
+            probabilities /= probabilities.sum()
+        else:  # the sum of all goes by token id
+            probabilities /= np.exp(scores - scores.max()).sum()
         keep = len(ids)
         if options.top_p < 1.0:
             keep = min(keep, int(np.searchsorted(np.cumsum(probabilities), options.top_p)) + 1)
         if options.min_p > 0.0:
             keep = min(keep, int(np.count_nonzero(probabilities >= options.min_p * probabilities[0])))
         ids, probabilities = ids[:keep], probabilities[:keep]
-        drawn = self.random.random() * probabilities.sum()
+        drawn = self.random.random()
+        if options.top_k or options.top_p < 1.0 or options.min_p > 0.0:
+            drawn *= probabilities.sum()
         return int(ids[min(int(np.searchsorted(np.cumsum(probabilities), drawn, side="right")), keep - 1)])
 
 

@@ -21,6 +21,9 @@ import numpy as np
 from cellmd.errors import ArgumentError, BackendError
 from cellmd.runtime.logits import Logits
 
+_FIRST_LOOK = 256
+"""Likeliest tokens that are looked at first where top_k names no number."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -41,6 +44,11 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def cuts(self) -> bool:
+        """Whether some tokens are never drawn."""
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
 
     def __post_init__(self) -> None:
         _require("temperature", self.temperature, float, lambda t: 0 <= t < math.inf, "a number, 0 or more")
@@ -73,8 +81,10 @@ class Sampler:
         if options.temperature == 0.0:
             token = int(_likeliest(logits, 1)[1][0])
         else:
-            ids, probabilities = candidates(logits, options)
-            drawn = self._random.random() * probabilities.sum()
+            drawn = self._random.random()
+            ids, probabilities = candidates(logits, options, reach=drawn)
+            if options.cuts:
+                drawn *= probabilities.sum()
             place = int(np.searchsorted(np.cumsum(probabilities), drawn, side="right"))
             token = int(ids[min(place, len(ids) - 1)])
         if options.repetition_penalty != 1.0:
@@ -98,29 +108,59 @@ class Sampler:
         return logits.changed(values)
 
 
-def candidates(logits: Logits, options: Sampling) -> tuple[np.ndarray, np.ndarray]:
+def candidates(logits: Logits, options: Sampling, reach: float = math.inf) -> tuple[np.ndarray, np.ndarray]:
     """The tokens that may be drawn, likeliest first (of equals the lower id), and their float64 probabilities among the
     tokens that top_k left, not summing to 1 once top_p or min_p has cut. top_k leaves all equals of the last that it
-    leaves; a logit of -inf makes no candidate. Raises BackendError as `Sampler.choose` does."""
-    n = len(logits)
-    k = min(options.top_k or n, n)
-    looked_at = min(k + 1, n)
+    leaves; a logit of -inf makes no candidate. reach: where nothing cuts, the likeliest that together exceed it are
+    enough. Raises BackendError as `Sampler.choose` does."""
+    if 0 < options.top_k < len(logits):
+        ids, probabilities = _of_top_k(logits, options)
+        probabilities /= probabilities.sum()
+    else:
+        ids, probabilities = _of_all(logits, options, reach)
+    keep = len(ids)
+    if options.top_p < 1.0:
+        keep = min(keep, int(np.searchsorted(np.cumsum(probabilities), options.top_p)) + 1)
+    if options.min_p > 0.0:
+        keep = min(keep, int(np.count_nonzero(probabilities >= options.min_p * probabilities[0])))
+    return ids[:keep], probabilities[:keep]
+
+
+def _of_top_k(logits: Logits, options: Sampling) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens that top_k leaves, and their likelihoods beside that of the likeliest."""
+    n, k = len(logits), options.top_k
+    looked_at = k + 1
     values, ids = _likeliest(logits, looked_at)
     while looked_at < n and values[-1] == values[k - 1] > -np.inf:
         looked_at = min(2 * looked_at, n)
         values, ids = _likeliest(logits, looked_at)
     left = int(np.count_nonzero(values > -np.inf))
     left = int(np.count_nonzero(values >= values[min(k, left) - 1]))
-    ids, scores = ids[:left], values[:left].astype(np.float64)
-    with np.errstate(over="ignore"):  # a difference beyond any float is a probability of 0
-        probabilities = np.exp((scores - scores[0]) / options.temperature)
-    probabilities /= probabilities.sum()
-    keep = left
-    if options.top_p < 1.0:
-        keep = min(keep, int(np.searchsorted(np.cumsum(probabilities), options.top_p)) + 1)
-    if options.min_p > 0.0:
-        keep = min(keep, int(np.count_nonzero(probabilities >= options.min_p * probabilities[0])))
-    return ids[:keep], probabilities[:keep]
+    return ids[:left], _relative(values[:left], values[0], options)
+
+
+def _of_all(logits: Logits, options: Sampling, reach: float) -> tuple[np.ndarray, np.ndarray]:
+    """As many of the likeliest of all tokens as top_p, min_p or `reach` can need, and their probabilities among all:
+    the sum of these goes by token id, so that no more than those few are put in order."""
+    n, looked_at = len(logits), 0
+    largest = _likeliest(logits, 1)[0][0]
+    total = np.nansum(_relative(logits.all(), largest, options))
+    wanted = reach if not options.cuts else options.top_p if options.top_p < 1.0 else math.inf
+    while True:
+        looked_at = min(max(_FIRST_LOOK, 16 * looked_at), n)
+        values, ids = _likeliest(logits, looked_at)
+        left = int(np.count_nonzero(values > -np.inf))
+        probabilities = _relative(values[:left], largest, options) / total
+        enough = np.cumsum(probabilities)[-1] > wanted or probabilities[-1] < options.min_p * probabilities[0]
+        if enough or left < looked_at or looked_at == n:
+            return ids[:left], probabilities
+
+
+def _relative(values: np.ndarray, largest: np.float32, options: Sampling) -> np.ndarray:
+    """float64 likelihoods of logits beside that of the largest."""
+    with np.errstate(over="ignore"):  # a difference beyond any float is a likelihood of 0
+        relative: np.ndarray = np.exp((values.astype(np.float64) - np.float64(largest)) / options.temperature)
+    return relative
 
 
 def _likeliest(logits: Logits, k: int) -> tuple[np.ndarray, np.ndarray]:

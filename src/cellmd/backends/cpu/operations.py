@@ -142,15 +142,54 @@ class CpuOps(Ops):
         return self._native.linear(x, matrix)
 
     def linears(self, x: Tensor, matrices: Sequence[Matrix]) -> tuple[Tensor, ...]:
-        results: tuple[Tensor, ...] = self._native.linears(x, None, None, matrices)
+        results: tuple[Tensor, ...] = self._native.linears(x, None, None, 1.0, None, 0.0, matrices, 0.0)
         return results
 
     def norm_linears(self, x: Tensor, weight: Tensor, eps: float, matrices: Sequence[Matrix]) -> tuple[Tensor, ...]:
-        results: tuple[Tensor, ...] = self._native.linears(x, weight, eps, matrices)
+        results: tuple[Tensor, ...] = self._native.linears(x, None, None, 1.0, weight, eps, matrices, 0.0)
         return results
 
     def norm_geglu(self, x: Tensor, weight: Tensor, eps: float, gate: Matrix, up: Matrix) -> Tensor:
-        return self._native.gated_linear(x, weight, eps, gate, up)
+        return self._native.gated_linear(x, None, None, weight, eps, gate, up)
+
+    def norm_logits(self, x: Tensor, weight: Tensor, eps: float, head: Matrix, cap: float) -> Tensor:
+        return self._native.linears(x, None, None, 1.0, weight, eps, (head,), cap)[0]
+
+    def add_norm_norm_linears_(
+        self,
+        x: Tensor,
+        y: Tensor,
+        closing: Tensor,
+        scale: float,
+        weight: Tensor,
+        eps: float,
+        matrices: Sequence[Matrix],
+    ) -> tuple[Tensor, ...]:
+        results: tuple[Tensor, ...] = self._native.linears(x, y, closing, scale, weight, eps, matrices, 0.0)
+        return results
+
+    def add_norm_norm_geglu_(
+        self, x: Tensor, y: Tensor, closing: Tensor, weight: Tensor, eps: float, gate: Matrix, up: Matrix
+    ) -> Tensor:
+        return self._native.gated_linear(x, y, closing, weight, eps, gate, up)
+
+    def add_norm_gate_(self, x: Tensor, y: Tensor, closing: Tensor, eps: float, gate: Matrix, up: Tensor) -> Tensor:
+        return self._native.gated_by(x, y, closing, eps, gate, up)
+
+    def norm_add_embed(
+        self,
+        x: Tensor,
+        x_scale: float,
+        weight: Tensor,
+        eps: float,
+        table: Matrix,
+        ids: Tensor,
+        table_scale: float,
+        start: int,
+        scale: float,
+    ) -> Tensor:
+        self._native.norm_add_embed(x, x_scale, weight, eps, table, ids, table_scale, start, scale)
+        return x
 
     def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         return self._native.rms_norm(x, weight, eps)
@@ -248,6 +287,21 @@ class CpuOps(Ops):
         positions: Tensor,
     ) -> None:
         self._native.append_normed(cache, keys, values, key_weight, eps, table, slots, positions)
+
+    def norm_rope_append_(
+        self,
+        q: Tensor,
+        q_weight: Tensor,
+        cache: Any,
+        keys: Tensor,
+        values: Tensor,
+        key_weight: Tensor,
+        eps: float,
+        table: Tensor,
+        slots: Tensor,
+        positions: Tensor,
+    ) -> Tensor:
+        return self._native.norm_rope_append(q, q_weight, cache, keys, values, key_weight, eps, table, slots, positions)
 
     def attention(self, q: Tensor, cache: Any, slots: Tensor, positions: Tensor, window: int) -> Tensor:
         return self._native.attention(q, cache, slots, positions, window)
