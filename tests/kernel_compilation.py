@@ -48,7 +48,7 @@ def products(n_rows: int, bits: int, group: int) -> None:
     linear.geglu(x, matrix(12_288, D, bits, group), matrix(12_288, D, bits, group), **before)
     linear.geglu(x, matrix(256, D, bits, group), torch.empty(n_rows, 256))
     for n_columns in (256, 2048, 4096, 12_288):
-        linear.linear(torch.empty((n_rows, n_columns), dtype=torch.bfloat16), [matrix(D, n_columns, bits, group)])
+        linear.open_linear(torch.empty((n_rows, n_columns), dtype=torch.bfloat16), matrix(D, n_columns, bits, group))
 
 
 def rest(n_rows: int) -> None:
@@ -62,6 +62,10 @@ def rest(n_rows: int) -> None:
         turns = torch.empty(n_rows, 2, 64)
         where = (cache, cache, 1024), integers, integers
         norms.turn_and_append_(q, kv, kv, q[0, 0], q[0, 0], 1e-6, turns, *where)
+        raw = attention.Raw(q[0, 0], turns, 1e-6, kv, kv, q[0, 0])
+        at = cache, cache, 1024, integers, integers, window
+        shares = attention.decode_attention(q, *at, raw=raw, joined=False, shares=4)
+        linear.open_linear(shares, matrix(D, 8 * head_dim, 4, 128))
         for attend in (attention.decode_attention, attention.prefill_attention):
             attend(q, cache, cache, 1024, integers, integers, window, dtype=torch.bfloat16)
     table = DeviceTable(
@@ -100,12 +104,14 @@ def main(capability: int, room: int) -> None:
     common.shared_memory = lambda device: room
     for module in (attention, linear, lookup, norms, repack, top_k, towers):
         module.launch = compile_only
+    lookup.launch_first = compile_only
     for n_rows in (1, 8, 64):
         products(n_rows, 4, 128)
     products(1, 4, 32)
     products(64, 4, 32)
     products(1, 8, 32)
     products(64, 8, 32)
+    rest(1)
     rest(8)
     many()
 

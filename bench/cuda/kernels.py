@@ -20,8 +20,8 @@ import torch
 from shapes import BF16, EPS, FFN, GROUP, HEADS, PLE, VOCABULARY, WINDOW, D, Step, bytes_of, matrix, norm
 from timing import call_us, copy_bytes_per_s, graph_of, product_flops, replay_us
 
-from cellmd.backends.cuda.kernels.attention import decode_attention, prefill_attention
-from cellmd.backends.cuda.kernels.linear import Residual, geglu, linear
+from cellmd.backends.cuda.kernels.attention import Raw, decode_attention, prefill_attention
+from cellmd.backends.cuda.kernels.linear import Residual, geglu, linear, open_linear
 from cellmd.backends.cuda.kernels.lookup import decoded
 from cellmd.backends.cuda.kernels.norms import add_norm_, rms_norm
 from cellmd.backends.cuda.kernels.top_k import top_k
@@ -71,13 +71,13 @@ def products(table: Table, n_rows: int) -> None:
     for name, (columns, outputs, _) in PRODUCTS.items():
         sets = [[matrix(n, columns) for n in outputs] for _ in range(copies(sum(outputs) * columns // 2))]
         x = torch.randn(n_rows, columns, device="cuda")
-        options: dict[str, object] = {}
-        if n_rows == 1 and columns == D:
-            residual = Residual(x * 0.5, norm(D), torch.empty_like(x))
-            options = {"norm_weight": norm(D), "residual": residual, "eps": EPS}
-        elif columns != D:
-            x = x.to(BF16)
-        us = call_us([partial(linear, x, one, **options) for one in sets])
+        if columns != D:
+            us = call_us([partial(open_linear, x.to(BF16), *one) for one in sets])
+        elif n_rows == 1:
+            options = {"norm_weight": norm(D), "residual": Residual(x * 0.5, norm(D), torch.empty_like(x)), "eps": EPS}
+            us = call_us([partial(linear, x, one, **options) for one in sets])
+        else:
+            us = call_us([partial(linear, x, one) for one in sets])
         weights = sum(outputs) * columns
         table.add(name, n_rows, us, sum(bytes_of(one) for one in sets[0]), 2 * n_rows * weights)
     for name, (width, _) in GATED.items():
@@ -115,10 +115,11 @@ def attention(table: Table, n_rows: int, context: int) -> None:
         caches = [
             [torch.randn(shape, device="cuda").to(BF16) for _ in range(2)] for _ in range(min(16, copies(n_bytes)))
         ]
-        q = torch.randn(n_rows, HEADS, head_dim, device="cuda").to(BF16)
-        window = 0 if full else WINDOW
+        q = torch.randn(n_rows, HEADS, head_dim, device="cuda")
+        at, window = (places, slots, positions), 0 if full else WINDOW
+        raw = Raw(norm(head_dim), torch.rand(n_rows, 2, 64, device="cuda"), EPS)
         us = call_us(
-            [partial(decode_attention, q, *one, places, slots, positions, window, dtype=BF16) for one in caches]
+            [partial(decode_attention, q, *one, *at, window, raw=raw, joined=False, dtype=BF16) for one in caches]
         )
         name = f"attention {'full' if full else 'window'} {context}"
         table.add(name, n_rows, us, n_bytes, 4 * n_rows * HEADS * seen * head_dim)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from cellmd.backends.cuda.kernels.attention import decode_attention
+from cellmd.backends.cuda.kernels.attention import Raw, Shares, decode_attention
 from cellmd.backends.cuda.kernels.layout import n_pieces
-from cellmd.backends.cuda.kernels.linear import Residual, geglu, linear
+from cellmd.backends.cuda.kernels.linear import Residual, geglu, linear, open_linear
 from cellmd.backends.cuda.kernels.lookup import embed, per_layer_inputs
-from cellmd.backends.cuda.kernels.norms import add_norm_, rms_norm, turn_and_append_
+from cellmd.backends.cuda.kernels.norms import add_norm_, rms_norm
 from cellmd.backends.cuda.kernels.top_k import top_k
 from cellmd.backends.cuda.weights import DeviceMatrix, DeviceTable
 
@@ -129,28 +129,13 @@ class Step:
         n, shape, norms = self.n_rows, (self.n_rows, -1, layer.head_dim), layer.norms
         q, *written = chain.linear(layer.projections, norms["input"])
         cache = self.caches[index if index < WRITERS else (14 if layer.full else 13)]
-        k, v = (part.view(shape) for part in written) if written else (None, None)
-        turned = turn_and_append_(
-            q.view(shape),
-            k,
-            v,
-            norms["q"],
-            norms["k"],
-            EPS,
-            self.turns[layer.full],
-            cache if written else None,
-            self.slots,
-            self.positions,
-            dtype=BF16,
-        )
-        window = 0 if layer.full else WINDOW
-        attended = decode_attention(turned, *cache, self.slots, self.positions, window, dtype=BF16)
-        (y,) = linear(attended.view(n, -1), [layer.output])
-        chain.add(y, norms["attention"])
-        (y,) = linear(chain.geglu(layer.gate, layer.up, norms["ffn"]), [layer.down])
-        chain.add(y, norms["ffn_out"])
-        (y,) = linear(chain.geglu(layer.own_gate, own, None), [layer.own_projection])
-        chain.add(y, norms["own"], 0.5)
+        raw = Raw(norms["q"], self.turns[layer.full], EPS, *(part.view(shape) for part in written), k_weight=norms["k"])
+        at = *cache, self.slots, self.positions, 0 if layer.full else WINDOW
+        attended = decode_attention(q.view(shape), *at, raw=raw, joined=False, dtype=BF16)
+        whole = attended if isinstance(attended, Shares) else attended.view(n, -1)
+        chain.add(open_linear(whole, layer.output), norms["attention"])
+        chain.add(open_linear(chain.geglu(layer.gate, layer.up, norms["ffn"]), layer.down), norms["ffn_out"])
+        chain.add(open_linear(chain.geglu(layer.own_gate, own, None), layer.own_projection), norms["own"], 0.5)
 
 
 class _OneRow:

@@ -22,7 +22,7 @@ from shapes import BF16, EPS, HEADS, WINDOW, D, matrix, norm
 from timing import call_us
 
 from cellmd.backends.cuda.kernels import attention as attend
-from cellmd.backends.cuda.kernels.linear import Residual, Tile, geglu, linear
+from cellmd.backends.cuda.kernels.linear import Residual, Tile, geglu, linear, open_linear
 from kernels import GATED, PRODUCTS, copies
 
 Call = Callable[[], object]
@@ -31,49 +31,44 @@ Candidate = tuple[str, object, Callable[[], list[Call]]]
 
 
 def product_tiles(columns: int, n_rows: int, *, double: bool) -> Iterator[Tile]:
-    whole = 1 << (columns // 128 - 1).bit_length()
+    """With one row and the norm in front all pieces at once; else programs may share the columns."""
+    pieces = columns // 128
+    whole = 1 << (pieces - 1).bit_length()
     if n_rows == 1:
-        for outputs, warps in product((16, 32, 64), (2, 4, 8, 16)):
-            if outputs * whole <= 256 * warps // (2 if double else 1) and warps <= whole:
-                yield Tile(outputs, whole, warps)
-    if n_rows > 1 or columns > D:
-        few = product((16, 32), (4, 8, 16, 32), (4, 8, 16), (3, 5))
-        many = product((16, 32, 64, 128), (1, 2, 4), (4, 8), (3, 4))
-        for outputs, pieces, warps, stages in few if n_rows == 1 else many:
-            if pieces == 1 and n_rows > 1:
-                fits = outputs * 16 >= 64 * warps // 2 and outputs <= 16 * warps
-            else:
-                fits = (
-                    pieces < whole
-                    and warps <= max(pieces, 4)
-                    and outputs * pieces <= (128 if n_rows == 1 else 32) * warps
-                )
-            if fits:
-                yield Tile(outputs, pieces, warps, stages)
+        for outputs, warps, count in product((16, 32, 64), (2, 4, 8, 16), (2, 4, 8, 16, 32)):
+            splits = pieces // count
+            fits = count == whole if columns == D else splits * count == pieces and splits <= 8
+            held = outputs * count * (2 if double else 1)
+            if fits and warps <= 2 * count and 32 * warps <= held <= 256 * warps:
+                yield Tile(outputs, count, warps, splits=max(1, splits))
+        return
+    for outputs, count, warps, stages, splits in product((16, 32, 64, 128), (1, 2, 4), (4, 8), (3, 4), (1, 2, 4)):
+        least = 2 * warps if count == 1 else 0
+        if least <= outputs and outputs * count <= 32 * warps and (splits == 1 or columns > D):
+            yield Tile(outputs, count, warps, stages, splits)
 
 
-def candidates(rows: list[int], *, products_alone: bool = False) -> Iterator[Candidate]:
+def candidates(rows: list[int], *, prompts: bool = False) -> Iterator[Candidate]:
     for n_rows in rows:
-        names = ("q, k, v sliding", "o sliding", "down, late", "own projection", "head")
-        for name in names if n_rows == 1 else ("o sliding", "down, late", "head"):
+        names = ("q, k, v sliding", "o sliding", "down", "down, late", "own projection", "head")
+        for name in names if n_rows == 1 else ("q, k, v sliding", "o sliding", "down, late", "head"):
             columns, outputs, _ = PRODUCTS[name]
             for tile in product_tiles(columns, n_rows, double=False):
                 yield f"{name} x {n_rows}", tile, partial(product_calls, n_rows, columns, outputs, tile)
-        for name in ("geglu, late", "own gate") if n_rows == 1 else ("geglu, late",):
+        for name in ("geglu", "geglu, late", "own gate") if n_rows == 1 else ("geglu, late",):
             width, _ = GATED[name]
             for tile in product_tiles(D, n_rows, double=name != "own gate"):
                 yield f"{name} x {n_rows}", tile, partial(gated_calls, n_rows, width, tile)
-    if products_alone:
-        return
-    for full, context, n_rows in ((False, 512, 1), (True, 512, 1), (True, 16384, 1), (False, 512, 64)):
-        for positions, warps, stages, shares in product((16, 32), (4, 8), (3,), (4, 8, 16, 32, 64, 128)):
-            usual = 4 if n_rows > 1 else (128 if context > 512 else 16)
-            if stages * positions * (2 if full else 1) > 128 or not usual // 2 <= shares <= 2 * usual:
-                continue
-            tile = attend.Tile(positions, warps, stages)
-            case = f"attention {'full' if full else 'window'} {context} x {n_rows}, {shares} shares"
-            yield case, tile, partial(attention_calls, full, context, n_rows, shares, tile)
-    for full in (False, True):
+    cases = ((False, 512, 1), (True, 512, 1), (True, 16384, 1), (False, 512, 64), (True, 512, 64))
+    for (full, context, n_rows), positions, warps, shares in product(
+        cases, (16, 32, 64), (4, 8), (2, 4, 8, 16, 32, 64, 128)
+    ):
+        usual = 4 if n_rows > 1 else (128 if context > 512 else 16)
+        if n_rows in rows and positions * (2 if full else 1) <= 64 and usual // 2 <= shares <= 2 * usual:
+            tile = attend.Tile(positions, warps, 3)
+            case = f"attention {'full' if full else 'window'} {context} x {n_rows}"
+            yield f"{case}, {shares} shares", tile, partial(attention_calls, full, context, n_rows, shares, tile)
+    for full in (False, True) if prompts else ():
         for block, positions, warps, stages in product((8, 16), (32, 64), (4, 8), (2, 3)):
             if full and positions * stages > 96:
                 continue
@@ -97,11 +92,11 @@ def product_calls(n_rows: int, columns: int, outputs: tuple[int, ...], tile: Til
     count = copies(sum(outputs) * columns // 2)
     sets = made((columns, outputs), lambda: [[matrix(n, columns) for n in outputs] for _ in range(count)])
     x = torch.randn(n_rows, columns, device="cuda")
-    options: dict[str, object] = {}
-    if n_rows == 1 and columns == D:
-        options = {"norm_weight": norm(D), "residual": Residual(x * 0.5, norm(D), torch.empty_like(x)), "eps": EPS}
-    else:
-        x = x.to(BF16)
+    if columns != D:
+        return [partial(open_linear, x.to(BF16), *one, tile=tile) for one in sets]
+    if n_rows > 1:
+        return [partial(linear, x.to(BF16), one, tile=tile) for one in sets]
+    options = {"norm_weight": norm(D), "residual": Residual(x * 0.5, norm(D), torch.empty_like(x)), "eps": EPS}
     return [partial(linear, x, one, tile=tile, **options) for one in sets]
 
 
@@ -125,13 +120,10 @@ def attention_calls(full: bool, context: int, n_rows: int, shares: int, tile: at
     shape = n_rows, places, 1, head_dim
     caches = made(shape, lambda: [torch.randn((2, *shape), device="cuda").to(BF16) for _ in range(8)])
     slots, positions = torch.arange(n_rows, **integers), torch.full((n_rows,), context - 1, **integers)
-    q = torch.randn(n_rows, HEADS, head_dim, device="cuda").to(BF16)
-    return [
-        partial(
-            attend.decode_attention, q, *one, places, slots, positions, window, dtype=BF16, shares=shares, tile=tile
-        )
-        for one in caches
-    ]
+    q = torch.randn(n_rows, HEADS, head_dim, device="cuda")
+    raw = attend.Raw(norm(head_dim), torch.rand(n_rows, 2, 64, device="cuda"), EPS)
+    options = {"raw": raw, "joined": False, "dtype": BF16, "shares": shares, "tile": tile}
+    return [partial(attend.decode_attention, q, *one, places, slots, positions, window, **options) for one in caches]
 
 
 def prompt_calls(full: bool, tile: attend.Tile) -> list[Call]:
@@ -157,12 +149,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=14)
     parser.add_argument("--rows", default="1,64")
-    parser.add_argument("--products", action="store_true", help="products alone")
+    parser.add_argument("--prompts", action="store_true", help="attention of prompts too")
     parser.add_argument("--best", type=int, default=6)
     parser.add_argument("--share", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     rows = [int(n) for n in arguments.rows.split(",")]
-    everything = list(candidates(rows, products_alone=arguments.products))
+    everything = list(candidates(rows, prompts=arguments.prompts))
     if arguments.share is not None:
         compile_share(arguments.share, arguments.processes, everything)
         return

@@ -22,6 +22,7 @@ from cellmd.runtime.generate import Runner, Settings, common_prefix, generate
 from cellmd.runtime.logits import Logits
 from cellmd.runtime.result import Piece, Result
 from cellmd.runtime.sampler import Sampler, Sampling
+from cellmd.runtime.steps import Foreseen
 from cellmd.runtime.stop import StopStrings
 
 END = 106
@@ -44,7 +45,7 @@ class Script(Runner):
         super().__init__(self.real.model, self.real.cache)
         self._told = 0
 
-    def _next(self, sequence: Sequence) -> Logits:
+    def _next(self, sequence: Sequence, foreseen: Foreseen | None = None) -> Logits:
         sequence.n_done = len(sequence.token_ids)
         values = np.zeros((1, 512), np.float32)
         values[0, self.token_ids[self._told]] = 9.0

@@ -36,7 +36,7 @@ class Repeating(ReferenceOps):
         self.done.append((key, name, n))
         for n_more in (0, 2):
             result = function(*(np.concatenate([x, np.repeat(x[-1:], n_more, axis=0)]) for x in inputs))
-        return result[:n]
+        return tuple(x[:n] for x in result) if isinstance(result, tuple) else result[:n]
 
     def replay_whole(self, key: object, name: object, function: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
         self.done.append((key, name, len(inputs[0])))

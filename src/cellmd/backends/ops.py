@@ -53,6 +53,10 @@ class Ops(ABC):
     prompt_rows: int = 512
     """Rows of a prompt that are well run at once."""
 
+    runs_ahead: bool = False
+    """Whether a step may begin before the host has read what the one before gave: `numbers`, `guess` and `send` are for
+    that, and the first two are there only then."""
+
     def ceilings(self) -> Ceilings | None:
         """Measures the machine with this backend's threads; None where the backend has no means to."""
         return None
@@ -126,12 +130,12 @@ class Ops(ABC):
         """function(*inputs), for work that comes again and again with other inputs: a backend may record what it does,
         and do that again without calling it.
 
-        inputs: tensors (N, ...), one entry a row: int32 made by `ints` or `top_k`, or float32, which the function may
-        use up. The function calls operations alone, reads nothing on the host, and is row by row: beside what it writes
-        to caches it gives tensors (N, ...), or a tuple of them, that depend on a row's own entries. So it may be called
-        with rows repeated, and more than once: writing the same again changes nothing. key and name stand for the
-        function and all it refers to; what is recorded goes when the key does. Results last until the next `begin` or
-        `replay`.
+        inputs: tensors (N, ...), one entry a row: made by `ints`, `numbers` or `guess`, or float32, which the function
+        may use up. The function calls operations alone, reads nothing on the host, and is row by row: beside what it
+        writes to caches it gives tensors (N, ...), or a tuple of them, that depend on a row's own entries. So it may be
+        called with rows repeated, and more than once: writing the same again changes nothing. key and name stand for
+        the function and all it refers to; what is recorded goes when the key does. Results last until the next `begin`
+        or `replay`.
         """
         return function(*inputs)
 
@@ -139,6 +143,32 @@ class Ops(ABC):
         """As `replay`, of work whose rows know of one another and in which nothing is written to caches: the function
         is called with the inputs as they are, and may come again with others of the same shapes. name is hashable."""
         return function(*inputs)
+
+    def numbers(self, values: Sequence[float]) -> Tensor:
+        """A float32 tensor (n,) of host numbers, for `replay` and `guess`."""
+        raise BackendError(f"the backend {self.name} does not run ahead")
+
+    def guess(
+        self,
+        values: Tensor,
+        ids: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        min_p: Tensor,
+        number: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """The tokens that `runtime.sampler` will choose of the largest logits values (N, k) and their columns ids,
+        without ties and to float32's rounding: int32 (N,). temperature above 0, top_k in 1..k, top_p, min_p, and the
+        number from 0 to 1 that is drawn, are of `numbers`. With them goes all that the host wants to know, for `send`:
+        int32 (N, 1 + 2 k), in each row the token, the ids, and the bits of the values."""
+        raise BackendError(f"the backend {self.name} does not run ahead")
+
+    def send(self, x: Tensor) -> Callable[[], Any]:
+        """Begin to copy x to the host. The function waits until x is there, and gives what `to_numpy` would; what is
+        run after this does not matter to it."""
+        array = self.to_numpy(x)
+        return lambda: array
 
     # ---- rows -----------------------------------------------------------------------------------------------------
 
@@ -173,6 +203,11 @@ class Ops(ABC):
     def linears(self, x: Tensor, matrices: Sequence[Matrix]) -> tuple[Tensor, ...]:
         """Several matrices of one input (q, k, v; gate, up), so that a backend prepares the input once."""
         return tuple(self.linear(x, matrix) for matrix in matrices)
+
+    def last_linear(self, x: Tensor, matrix: Matrix) -> Tensor:
+        """The product that ends a residual block. What it gives is for a closing alone, as the y of an operation whose
+        name begins with `add_norm_`: a backend may leave a sum open in it."""
+        return self.linear(x, matrix)
 
     @abstractmethod
     def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -390,6 +425,34 @@ class Ops(ABC):
         p <= positions[i] and, if window > 0, p > positions[i] - window. Scores are not scaled (Gemma 4 scales by 1).
         Query head h reads key head h // (H / Hkv). Softmax in float32. Rows of one slot need not be neighbours nor in
         order of position; all of their keys have been appended before. (N, H, hd)."""
+
+    def attend_(
+        self,
+        cache: Any,
+        q: Tensor,
+        q_weight: Tensor,
+        written: Sequence[Tensor],
+        k_weight: Tensor | None,
+        eps: float,
+        table: Tensor,
+        slots: Tensor,
+        positions: Tensor,
+        window: int,
+        output: Matrix,
+        *,
+        apart: bool,
+    ) -> Tensor:
+        """`attention` from raw projections to its output, for a closing (`last_linear`). q (N, H, hd) is normed and
+        turned; written: keys and values (N, Hkv, hd), to be appended as `append_normed_` does, or nothing. apart: each
+        row has a slot of its own, or is another's repetition."""
+        if written:
+            keys, values = written
+            q = self.norm_rope_append_(q, q_weight, cache, keys, values, k_weight, eps, table, slots, positions)
+        else:
+            q = self.norm_rope(q, q_weight, eps, table)
+        attended = self.attention(q, cache, slots, positions, window)
+        n_rows, n_heads, head_dim = attended.shape
+        return self.last_linear(self.reshape(attended, (n_rows, n_heads * head_dim)), output)
 
     @abstractmethod
     def attention_bidirectional(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -46,6 +46,7 @@ class Batch:
     soft: pairs of rows int32 (n,) and the soft tokens (n, D) that replace their embeddings.
     wanted: int32 (R,), rows whose logits are wanted, ascending; None for all of them.
     n_rows, n_wanted: N and R.
+    apart: every row is of another sequence, or another's repetition.
     """
 
     ids: Tensor
@@ -55,10 +56,11 @@ class Batch:
     n_wanted: int
     wanted: Tensor | None = None
     soft: Sequence[tuple[Tensor, Tensor]] = ()
+    apart: bool = False
 
 
 class _Rows(NamedTuple):
-    """What every layer needs to know of the rows. `turns`: a RoPE table for each kind of layer."""
+    """What every layer needs to know of the rows. turns: a RoPE table for each kind of layer; apart: as in `Batch`."""
 
     n: int
     positions: Tensor
@@ -66,6 +68,7 @@ class _Rows(NamedTuple):
     turns: tuple[Tensor, ...]
     caches: Caches
     observe: Observe
+    apart: bool
 
 
 class _OpenEnd(NamedTuple):
@@ -145,7 +148,7 @@ class Decoder:
             ops.put_rows_(x, rows, soft_tokens)
         observe("embedded", x)
         if batch.wanted is None:
-            return self._all(x, *at, caches, observe)
+            return self._all(x, batch.ids, self._rows(*at[1:], caches, observe, batch.apart))
 
         def run(name: str, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
             work = partial(function, caches=caches, observe=observe)
@@ -158,11 +161,8 @@ class Decoder:
         wanted = (ops.take_rows(each, batch.wanted) for each in (x, *at))
         return run("answering", self._answer, embedded, *wanted)
 
-    def _all(
-        self, x: Tensor, ids: Tensor, positions: Tensor, slots: Tensor, caches: Caches, observe: Observe
-    ) -> Tensor:
+    def _all(self, x: Tensor, ids: Tensor, rows: _Rows) -> Tensor:
         """Logits of all rows, from their embeddings."""
-        rows = self._rows(positions, slots, caches, observe)
         late_inputs = self._late_inputs(x, ids)
         open_end = self._layers(self._early, self._early_inputs(x, ids), x, None, rows)
         block = self._last_writer
@@ -220,9 +220,11 @@ class Decoder:
             open_end = self._layer(block, block.projections, x, open_end, own_input, rows)
         return open_end
 
-    def _rows(self, positions: Tensor, slots: Tensor, caches: Caches, observe: Observe = ignore) -> _Rows:
+    def _rows(
+        self, positions: Tensor, slots: Tensor, caches: Caches, observe: Observe = ignore, apart: bool = False
+    ) -> _Rows:
         turns = tuple(self._ops.rope_table(positions, *turn) for turn in self._turns)
-        return _Rows(positions.shape[0], positions, slots, turns, caches, observe)
+        return _Rows(positions.shape[0], positions, slots, turns, caches, observe, apart)
 
     def _append(self, block: _Block, written: Sequence[Tensor], rows: _Rows) -> None:
         ops, shape = self._ops, (rows.n, *block.kv_shape)
@@ -261,12 +263,12 @@ class Decoder:
         ops, eps = self._ops, self._eps
         y = self._attended(block, self._projected(x, open_end, block, projections), rows)
         gated = ops.add_norm_norm_geglu_(x, y, block.attention_norm, block.ffn_norm, eps, *block.gate_up)
-        y, norm = ops.linear(gated, block.down), block.ffn_out_norm
+        y, norm = ops.last_linear(gated, block.down), block.ffn_out_norm
         if block.per_layer is not None:
             rows.observe(block.input_name, own_input)
             gate_in, projection, own_norm = block.per_layer
             gated = ops.add_norm_gate_(x, y, norm, eps, gate_in, own_input)
-            y, norm = ops.linear(gated, projection), own_norm
+            y, norm = ops.last_linear(gated, projection), own_norm
         end = _OpenEnd(y, norm, block.scale)
         if rows.observe is ignore:
             return end
@@ -276,20 +278,25 @@ class Decoder:
 
     def _attended(self, block: _Block, products: tuple[Tensor, ...], rows: _Rows) -> Tensor:
         """The attention of a layer from its projections: what is added to x once it is normed."""
-        ops, eps = self._ops, self._eps
+        ops = self._ops
         queries, *written = products
-        queries = ops.reshape(queries, (rows.n, *block.q_shape))
-        turns, cache = rows.turns[block.turn], rows.caches[block.cache]
-        at = rows.slots, rows.positions
-        if written and self._config.values_normed:
-            keys, values = (ops.reshape(y, (rows.n, *block.kv_shape)) for y in written)
-            queries = ops.norm_rope_append_(queries, block.q_norm, cache, keys, values, block.k_norm, eps, turns, *at)
-        else:
-            if written:
-                self._append(block, written, rows)
-            queries = ops.norm_rope(queries, block.q_norm, eps, turns)
-        attended = ops.attention(queries, cache, *at, block.window)
-        return ops.linear(ops.reshape(attended, (rows.n, block.q_shape[0] * block.q_shape[1])), block.output)
+        if written and not self._config.values_normed:
+            self._append(block, written, rows)
+            written = []
+        return ops.attend_(
+            rows.caches[block.cache],
+            ops.reshape(queries, (rows.n, *block.q_shape)),
+            block.q_norm,
+            [ops.reshape(product, (rows.n, *block.kv_shape)) for product in written],
+            block.k_norm,
+            self._eps,
+            rows.turns[block.turn],
+            rows.slots,
+            rows.positions,
+            block.window,
+            block.output,
+            apart=rows.apart,
+        )
 
 
 class PerLayerInputs:

@@ -16,7 +16,7 @@ from cellmd.processors.output import AnswerDecoder
 from cellmd.processors.tool_calls import CallDelta, ToolCall
 from cellmd.runtime.logits import Logits
 from cellmd.runtime.result import FinishReason, Piece, Timings, TokenScore, Usage
-from cellmd.runtime.sampler import Sampler
+from cellmd.runtime.sampler import Draw, Sampler
 from cellmd.runtime.stop import StopStrings
 
 
@@ -92,6 +92,14 @@ class Answering:
         if settings.logprobs:
             self._score(logits, token, spoken=was_text and self._answer.in_text and self.finish != "stop")
         return token
+
+    def foreseen(self) -> tuple[Draw, Draw] | None:
+        """How the next two tokens will be chosen, as far as can be told now; None if that cannot be told, or there will
+        not be two."""
+        in_form = self._settings.constraint is not None or self._call is not None
+        if in_form or self.n_tokens + 2 > self._settings.max_tokens:
+            return None
+        return self._sampler.foreseen()
 
     def piece(self) -> Piece | None:
         """What can be said now and was not yet; None if that is nothing or the answer has ended."""

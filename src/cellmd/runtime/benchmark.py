@@ -26,10 +26,11 @@ from cellmd.processors.config import ProcessorConfig
 from cellmd.processors.image import image_features
 from cellmd.processors.prompt import Processor
 from cellmd.quant import PackedTensor
-from cellmd.runtime.batch import Part
 from cellmd.runtime.batch import Sequence as Running
 from cellmd.runtime.generate import Runner
 from cellmd.runtime.kv_cache import KvCache
+from cellmd.runtime.logits import Logits
+from cellmd.runtime.sampler import Sampler, Sampling
 
 _DECODER = "model.language_model."
 
@@ -162,7 +163,7 @@ def benchmark(
         load_ms = _ms_since(began)
         work = Work.of(container.tensors, config.text)
         largest = container.tensors[f"{_DECODER}embed_tokens.weight"]
-        context = max(prompts) + n_tokens + 1
+        context = max(prompts) + n_tokens + 2
         runner = Runner(model, KvCache(ops, config.text, n_slots=1, context=context, chunk=ops.prompt_rows))
         rng = np.random.default_rng(0)
         runner.prefill(Running(0, _random_tokens(runner, prompts[0], rng))).best(1)
@@ -211,13 +212,11 @@ class _Run(NamedTuple):
 
 
 def _text(runner: Runner, length: int, n_tokens: int, rng: np.random.Generator) -> tuple[float, float]:
-    """Milliseconds of a prompt of random tokens, and the median of the decoding steps after it."""
-    sequence = Running(0, _random_tokens(runner, length, rng))
-    prompt_ms, step_ms = _timed_ms(lambda: runner.prefill(sequence).best(1)), []
-    for token in _random_tokens(runner, n_tokens, rng):
-        sequence.token_ids.append(token)
-        step_ms.append(_timed_ms(lambda: runner.step(sequence).best(1)))
-    return prompt_ms, statistics.median(step_ms)
+    """Milliseconds of a prompt of random tokens until the first token is chosen, and the median of the decoding steps
+    after it, each until its token is."""
+    answers = _Answers(runner, [Running(0, _random_tokens(runner, length, rng))])
+    prompt_ms = _timed_ms(answers.read)
+    return prompt_ms, statistics.median(_timed_ms(answers.step) for _ in range(n_tokens))
 
 
 def _streams(
@@ -225,24 +224,41 @@ def _streams(
 ) -> Streams:
     """Sequences with the same prompt that go on with tokens of their own."""
     ops, text = model.ops, model.config.text
-    context = length + repeat * n_tokens + 1
+    context = length + repeat * n_tokens + 2
     runner = Runner(model, KvCache(ops, text, n_slots=n_streams, context=context, chunk=ops.prompt_rows))
-    first = Running(0, _random_tokens(runner, length, rng))
-    runner.prefill(first)
-    running = [Running(slot, list(first.token_ids), n_done=length) for slot in range(n_streams)]
-    for sequence in running[1:]:
-        runner.copy_slot(0, sequence.slot, length)
-    parts = [Part(sequence, 1, 1) for sequence in running]
-
-    def step() -> None:
-        for sequence, token in zip(running, _random_tokens(runner, n_streams, rng), strict=True):
-            sequence.token_ids.append(token)
-        for logits in runner.rows_of(runner.advance(parts)):
-            logits.best(1)
-
-    step()
-    ms = statistics.median(_timed_ms(step) for _ in range(repeat * n_tokens - 1))
+    prompt = _random_tokens(runner, length, rng)
+    answers = _Answers(runner, [Running(slot, list(prompt)) for slot in range(n_streams)])
+    answers.read()
+    answers.step()
+    ms = statistics.median(_timed_ms(answers.step) for _ in range(repeat * n_tokens - 1))
     return Streams(n_streams, length, ms, n_streams / ms * 1e3)
+
+
+class _Answers:
+    """Sequences with one prompt that go on as answers do: with tokens chosen as the model's own settings choose."""
+
+    def __init__(self, runner: Runner, sequences: Sequence[Running]) -> None:
+        self._runner = runner
+        self._sequences = sequences
+        self._samplers = [Sampler(Sampling(top_k=64, top_p=0.95, seed=i)) for i in range(len(sequences))]
+
+    def read(self) -> None:
+        """Run the prompt, and choose the first tokens."""
+        first, *others = self._sequences
+        n_prompt = len(first.token_ids)
+        logits = self._runner.prefill(first)
+        for sequence in others:
+            self._runner.copy_slot(first.slot, sequence.slot, n_prompt)
+            sequence.n_done = n_prompt
+        self._choose([logits] * len(self._sequences))
+
+    def step(self) -> None:
+        foreseen = [sampler.foreseen() for sampler in self._samplers]
+        self._choose(self._runner.steps(self._sequences, foreseen))
+
+    def _choose(self, logits: Sequence[Logits]) -> None:
+        for sequence, sampler, row in zip(self._sequences, self._samplers, logits, strict=True):
+            sequence.token_ids.append(sampler.choose(row))
 
 
 def _random_tokens(runner: Runner, n: int, rng: np.random.Generator) -> list[int]:

@@ -10,7 +10,6 @@ import numpy as np
 
 from cellmd.backends.ops import Tensor
 from cellmd.errors import ArgumentError, PromptError
-from cellmd.models.decoder import Batch
 from cellmd.models.gemma4 import Gemma4
 from cellmd.models.observe import Observe, ignore
 from cellmd.processors.features import AudioFeatures, MediaSpan, Prompt
@@ -21,6 +20,7 @@ from cellmd.runtime.kv_cache import KvCache
 from cellmd.runtime.logits import Logits
 from cellmd.runtime.result import Piece, Timings
 from cellmd.runtime.sampler import Sampler
+from cellmd.runtime.steps import Foreseen, Steps
 
 
 class Runner:
@@ -33,6 +33,7 @@ class Runner:
         self._pad_id = model.config.text.pad_token_id
         special = model.config.special
         self._placeholders = {token for token in (special.image, special.audio, special.video) if token is not None}
+        self._steps = Steps(model, cache, self._placeholders)
 
     def start(self, prompt: Prompt, slot: int) -> tuple[Sequence, dict[str, float]]:
         """A new sequence of the prompt with its media encoded, and the encoders' milliseconds by kind of media."""
@@ -74,19 +75,15 @@ class Runner:
         """One forward pass over the parts; logits (R, V) of the wanted rows. The sequences move on."""
         batch = pack(self._ops, parts, self._pad_id, self._placeholders)
         self.cache.reserve(max(part.sequence.n_done + part.n_rows for part in parts))
+        self._steps.drop_ahead()
         if batch.n_rows == batch.n_wanted == len(parts) and not batch.soft and observe is ignore:
-            logits = self._ops.replay(self.cache, "step", self._step, (batch.ids, batch.positions, batch.slots))
+            logits = self._steps.logits(batch.ids, batch.positions, batch.slots)
         else:
             logits = self.model.forward(batch, self.cache.layers, observe, key=self.cache)
         for part in parts:
             part.sequence.n_done += part.n_rows
             self.cache.note_written(part.sequence.slot, part.sequence.n_done)
         return logits
-
-    def _step(self, ids: Tensor, positions: Tensor, slots: Tensor) -> Tensor | None:
-        """One row of each of several sequences; logits (N, V)."""
-        n_rows = ids.shape[0]
-        return self.model.forward(Batch(ids, positions, slots, n_rows, n_rows), self.cache.layers)
 
     def prefill(self, sequence: Sequence) -> Logits:
         """Run all that is pending, in chunks; the logits of the last token."""
@@ -95,9 +92,19 @@ class Runner:
             self.advance([Part(sequence, self.cache.chunk, 0)])
         return self._last(self.advance([Part(sequence, sequence.n_pending, 1)]))
 
-    def step(self, sequence: Sequence) -> Logits:
+    def step(self, sequence: Sequence, foreseen: Foreseen | None = None) -> Logits:
         """Run the one pending token; its logits."""
-        return self._last(self.advance([Part(sequence, 1, 1)]))
+        return self.steps([sequence], [foreseen])[0]
+
+    def steps(self, sequences: Listed[Sequence], foreseen: Listed[Foreseen | None]) -> list[Logits]:
+        """Run the one pending token of each sequence; their logits. foreseen: how the tokens after this step and the
+        next will be chosen, where that is known and there will be a next step: it may then be begun ahead."""
+        return self._steps.run(sequences, foreseen)
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether a step of those that `steps` ran last has been begun and not asked for yet."""
+        return self._steps.is_ahead
 
     def all_logits(self, sequence: Sequence) -> np.ndarray:
         """Run all that is pending, in chunks; float32 (N, V), logits of every token."""
@@ -171,7 +178,7 @@ def generate(
             clock.pause()
             yield piece
             clock.go_on()
-        logits = runner.step(sequence)
+        logits = runner.step(sequence, answering.foreseen())
     decode_ms = clock.stop()
     yield answering.last(
         answering.usage(n_prompt, n_cached),

@@ -7,7 +7,7 @@ import numpy as np
 
 from cellmd.backends.ops import Ops, Tensor
 
-_AT_HAND = 65
+AT_HAND = 65
 """Likeliest tokens that are looked up right away: those of the model's own sampling, and one to see that they end."""
 
 
@@ -19,9 +19,10 @@ class Logits:
         self._index = index
 
     @classmethod
-    def of(cls, ops: Ops, rows: Tensor) -> list[Logits]:
-        """One for each of the rows (R, V); what is asked of one is computed for all of them together."""
-        shared = _Rows(ops, rows)
+    def of(cls, ops: Ops, rows: Tensor, best: tuple[np.ndarray, np.ndarray] | None = None) -> list[Logits]:
+        """One for each of the rows (R, V); what is asked of one is computed for all of them together. best: what
+        `Ops.top_k` gives of them, where it is on the host already."""
+        shared = _Rows(ops, rows, best)
         return [cls(shared, i) for i in range(shared.n_rows)]
 
     def __len__(self) -> int:
@@ -63,14 +64,14 @@ class Logits:
 class _Rows:
     """Logits (R, V) of one pass, and what was found out about them."""
 
-    def __init__(self, ops: Ops, rows: Tensor) -> None:
+    def __init__(self, ops: Ops, rows: Tensor, best: tuple[np.ndarray, np.ndarray] | None = None) -> None:
         self.ops = ops
         self.n_rows: int = rows.shape[0]
         self.n_columns: int = rows.shape[1]
         self._rows = rows
         self._log_sum_exp: np.ndarray | None = None
         self._on_host: dict[int, np.ndarray] = {}
-        self._best = self._look_up(_AT_HAND)
+        self._best = self._look_up(AT_HAND) if best is None else best
 
     def best(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         if k > self._best[0].shape[1]:

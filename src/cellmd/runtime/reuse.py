@@ -62,8 +62,9 @@ class Slot:
         self.keys = self.keys[:n_kept]
 
     def written(self, n_done: int) -> int:
-        """Positions that were ever written since the slot was begun anew, n_done of them by the sequence in it now."""
-        return max(self._written, n_done)
+        """Positions that may ever have been written since the slot was begun anew, n_done of them by the sequence in it
+        now, and the next by a step that was begun ahead."""
+        return max(self._written, n_done + 1)
 
     def copied(self, n_written: int) -> None:
         """The slot now holds what another does, in which so many positions had ever been written."""

@@ -11,15 +11,15 @@ token.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cellmd.errors import ArgumentError, BackendError
-from cellmd.runtime.logits import Logits
+from cellmd.runtime.logits import AT_HAND, Logits
 
 _FIRST_LOOK = 256
 """Likeliest tokens that are looked at first where top_k names no number."""
@@ -65,12 +65,26 @@ class Sampling:
             _require("seed", self.seed, int, lambda seed: seed >= 0, "a whole number, 0 or more")
 
 
+class Draw(NamedTuple):
+    """How one token will be chosen, as `Ops.guess` takes it. number: from 0 to 1, drawn."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    number: float
+
+
+LIKELIEST = Draw(1.0, 1, 1.0, 0.0, 0.0)
+
+
 class Sampler:
     """Chooses the tokens of one sequence. `seen` are the tokens before the first choice (the prompt's)."""
 
     def __init__(self, options: Sampling, seen: Iterable[int] = ()) -> None:
         self._options = options
         self._random = np.random.Generator(np.random.PCG64(options.seed))
+        self._drawn: deque[float] = deque()  # numbers for the next choices
         self._seen = set(seen) if options.repetition_penalty != 1.0 else set()
         self._times: Counter[int] = Counter()  # each token was chosen
 
@@ -81,7 +95,7 @@ class Sampler:
         if options.temperature == 0.0:
             token = int(_likeliest(logits, 1)[1][0])
         else:
-            drawn = self._random.random()
+            drawn = self._drawn.popleft() if self._drawn else self._random.random()
             ids, probabilities = candidates(logits, options, reach=drawn)
             if options.cuts:
                 drawn *= probabilities.sum()
@@ -92,6 +106,23 @@ class Sampler:
         if options.presence_penalty or options.frequency_penalty:
             self._times[token] += 1
         return token
+
+    def foreseen(self) -> tuple[Draw, Draw] | None:
+        """How the next two tokens will be chosen; None if that depends on more than the few largest logits."""
+        options = self._options
+        penalties = options.presence_penalty, options.frequency_penalty
+        if options.logit_bias or any(penalties) or options.repetition_penalty != 1.0:
+            return None
+        if options.temperature == 0.0:
+            return LIKELIEST, LIKELIEST
+        if not 1 <= options.top_k < AT_HAND:
+            return None
+        while len(self._drawn) < 2:
+            self._drawn.append(self._random.random())
+        first, second = (
+            Draw(options.temperature, options.top_k, options.top_p, options.min_p, self._drawn[i]) for i in range(2)
+        )
+        return first, second
 
     def _penalised(self, logits: Logits) -> Logits:
         options = self._options

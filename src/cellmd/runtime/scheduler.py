@@ -325,8 +325,7 @@ class Scheduler:
             return
         began = time.perf_counter()
         try:
-            logits = self._runner.advance(parts)
-            rows = self._runner.rows_of(logits)
+            rows = self._run_parts(parts, wanting)
         except Exception as error:
             self._fail(jobs, error)
             return
@@ -343,10 +342,20 @@ class Scheduler:
             except Exception as error:
                 self._fail([job], error)
 
+    def _run_parts(self, parts: list[Part], wanting: list[Job]) -> list[Logits]:
+        """The logits that the jobs want. Where only answers go on, and nobody waits to be read, the next step may be
+        begun ahead."""
+        if any(job.n_prompt_left for job in wanting) or len(wanting) < len(parts):
+            return self._runner.rows_of(self._runner.advance(parts))
+        undisturbed = len(wanting) == len(self._state.running) and not self._state.waiting
+        foreseen = [job.answering.foreseen() if undisturbed else None for job in wanting]
+        return self._runner.steps([part.sequence for part in parts], foreseen)
+
     def _parts(self, jobs: list[Job]) -> tuple[list[Part], list[Job]]:
         """What the next step runs, and the jobs whose logits it gives, in their order."""
         decoding = [job for job in jobs if not job.n_prompt_left]
-        reading = [job for job in jobs if job.n_prompt_left]
+        # a step begun ahead is of those that are decoding: whoever came since is read from the next step on
+        reading = [] if decoding and self._runner.is_ahead else [job for job in jobs if job.n_prompt_left]
         parts = [Part(job.sequence, 1, 1) for job in decoding]
         wanting = list(decoding)
         room = self._runner.cache.chunk - len(decoding)

@@ -21,8 +21,8 @@ _QUERIES_AT_ONCE = 512
 
 
 class Ints:
-    """An int32 tensor on the device, and on the host where its values are known there. What comes from the host goes to
-    the device when it is needed there."""
+    """An int32 tensor (of `TorchOps.numbers` float32) on the device, and on the host where its values are known there.
+    What comes from the host goes to the device when it is needed there."""
 
     def __init__(self, where: torch.device, *, device: torch.Tensor | None = None, host: np.ndarray | None = None):
         self._where = where
@@ -34,6 +34,11 @@ class Ints:
         if self._device is None:
             self._device = torch.from_numpy(self.host).to(self._where)
         return self._device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        is_float = self.host.dtype == np.float32 if self.host is not None else self.device.is_floating_point()
+        return torch.float32 if is_float else torch.int32
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -19,8 +19,9 @@ from cellmd.backends.cuda.graph import FEW_ROWS, MANY_ROWS
 from cellmd.backends.cuda.kernels import attention as attend
 from cellmd.backends.cuda.kernels import linear as few
 from cellmd.backends.cuda.kernels import lookup, norms, towers
+from cellmd.backends.cuda.kernels.guess import guess
 from cellmd.backends.cuda.kernels.repack import repack_int4
-from cellmd.backends.cuda.kernels.top_k import top_k
+from cellmd.backends.cuda.kernels.top_k import MOST, top_k
 from cellmd.backends.cuda.kernels.turns import turns
 from cellmd.backends.cuda.operations import CudaOps
 from cellmd.backends.cuda.plain import DECODED_BYTES, TorchOps
@@ -34,9 +35,6 @@ _PART_ROWS = 16
 
 _MOST_GATES = 1 << 23
 """Of a gated layer of many rows, as many outputs are float32 at a time: it takes the most memory of all."""
-
-_MOST_LARGEST = 1024
-"""As many of the largest logits as the kernel finds."""
 
 _ACTIVATIONS = torch.bfloat16
 """What is only multiplied next need not be float32 in between."""
@@ -94,6 +92,11 @@ class FusedOps(TorchOps):
         if not _takes(x, matrix):
             return super().linear(x, matrix)
         return few.linear(x.contiguous(), (matrix,))[0]
+
+    def last_linear(self, x: Tensor, matrix: DeviceMatrix) -> Tensor:
+        if not _takes(x, matrix):
+            return super().last_linear(x, matrix)
+        return few.open_linear(x.contiguous(), matrix)
 
     def linears(self, x: Tensor, matrices: Sequence[DeviceMatrix]) -> tuple[Tensor, ...]:
         if not _takes(x, *matrices):
@@ -225,6 +228,36 @@ class FusedOps(TorchOps):
         at = slots.device, positions.device
         return attention(q, cache.keys, cache.values, cache.capacity, *at, window, dtype=_ACTIVATIONS)
 
+    def attend_(
+        self,
+        cache: Cache,
+        q: Tensor,
+        q_weight: Tensor,
+        written: Sequence[Tensor],
+        k_weight: Tensor | None,
+        eps: float,
+        table: Tensor,
+        slots: Ints,
+        positions: Ints,
+        window: int,
+        output: DeviceMatrix,
+        *,
+        apart: bool,
+    ) -> Tensor:
+        if not apart or not _takes(q, output):
+            products = cache, q, q_weight, written, k_weight, eps, table
+            return super().attend_(*products, slots, positions, window, output, apart=apart)
+        k, v = written or (None, None)
+        attended = attend.decode_attention(
+            q,
+            *(cache.keys, cache.values, cache.capacity, slots.device, positions.device, window),
+            raw=attend.Raw(q_weight, table, eps, k, v, k_weight),
+            joined=not few.joins(q.shape[2], output),
+            dtype=_ACTIVATIONS,
+        )
+        whole = attended if isinstance(attended, attend.Shares) else attended.view(q.shape[0], -1)
+        return few.open_linear(whole, output)
+
     def attention_bidirectional(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return plain_attention.bidirectional(q, k, v, self._products)
 
@@ -241,10 +274,14 @@ class FusedOps(TorchOps):
     # ---- vocabulary -----------------------------------------------------------------------------------------------
 
     def top_k(self, logits: Tensor, k: int) -> tuple[Tensor, Ints]:
-        if not 1 <= k <= min(_MOST_LARGEST, logits.shape[1]):
+        if not 1 <= k <= min(MOST, logits.shape[1]):
             return super().top_k(logits, k)
         values, ids = top_k(logits, k)
         return values, Ints(self.device, device=ids)
+
+    def guess(self, values: Tensor, ids: Ints, *how: Ints) -> tuple[Ints, Ints]:
+        chosen, report = guess(values, ids.device, [each.device for each in how])
+        return Ints(self.device, device=chosen), Ints(self.device, device=report)
 
 
 class FusedCudaOps(CudaOps, FusedOps):

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 
 from cellmd.backends.cuda.attention import Ints
@@ -155,7 +156,10 @@ class Recording:
     def _in_order(self, inputs: Sequence[Input]) -> list[Input]:
         """Our memory in place of the inputs: new views of it, since a function may put a view elsewhere."""
         floats, ints = iter(self._floats), iter(self._ints)
-        return [Ints(self._ints.device, device=next(ints)) if isinstance(x, Ints) else next(floats)[:] for x in inputs]
+        return [
+            Ints(self._ints.device, device=next(ints).view(x.dtype)) if isinstance(x, Ints) else next(floats)[:]
+            for x in inputs
+        ]
 
     def _fill(self, inputs: Sequence[Input]) -> None:
         """Copy the inputs into our memory, the last row into all that follow it too. The integers that the host knows
@@ -172,8 +176,8 @@ class Recording:
             values = memory.numpy()
             for row, x in zip(values, ints, strict=True):
                 if x.host is not None:
-                    row[:n_rows] = x.host
-            values[:, n_rows:] = values[:, n_rows - 1 : n_rows]
+                    row[:n_rows] = x.host.view(np.int32)
+                    row[n_rows:] = row[n_rows - 1]
             self._ints.copy_(memory, non_blocking=True)
             sent.record()
         for row, x in zip(self._ints, ints, strict=True):

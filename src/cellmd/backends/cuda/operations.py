@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from cellmd.backends.cuda.attention import Cache
+from cellmd.backends.cuda.attention import Cache, Ints
 from cellmd.backends.cuda.graph import FEW_ROWS, Input, Recorder
 from cellmd.backends.cuda.plain import TorchOps
-from cellmd.backends.ops import Clip
+from cellmd.backends.ops import Clip, Tensor
 from cellmd.errors import BackendError, ContextLengthError
 from cellmd.quant.tensor import PackedTensor
 
@@ -23,6 +23,7 @@ class CudaOps(TorchOps):
 
     name = "cuda"
     prompt_rows = 1024
+    runs_ahead = True
 
     recorded_rows: tuple[int, ...] = FEW_ROWS
     """Numbers of rows that are recorded: attention in torch alone would gather the whole cache for each of many."""
@@ -80,6 +81,19 @@ class CudaOps(TorchOps):
 
     def replay_whole(self, key: object, name: object, function: Callable[..., Any], inputs: Sequence[Input]) -> Any:
         return self._recorder.run(key, name, function, inputs, None)
+
+    def send(self, x: Tensor | Ints) -> Callable[[], Any]:
+        device = x.device if isinstance(x, Ints) else x
+        there = torch.empty(device.shape, dtype=device.dtype, pin_memory=True)
+        there.copy_(device, non_blocking=True)
+        sent = torch.cuda.Event()
+        sent.record()
+
+        def arrived() -> Any:
+            sent.synchronize()
+            return there.numpy()
+
+        return arrived
 
 
 def _only_looked_up(packed: PackedTensor) -> bool:

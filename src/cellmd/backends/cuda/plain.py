@@ -91,6 +91,26 @@ class TorchOps(Ops):
             return x.device.cpu().numpy().copy()
         return x.float().cpu().numpy().copy()
 
+    # ---- running ahead ----------------------------------------------------------------------------------------------
+
+    def numbers(self, values: Sequence[float]) -> Ints:
+        return Ints(self.device, host=np.array(values, dtype=np.float32))
+
+    def guess(
+        self, values: Tensor, ids: Ints, temperature: Ints, top_k: Ints, top_p: Ints, min_p: Ints, number: Ints
+    ) -> tuple[Ints, Ints]:
+        places = torch.arange(values.shape[1], device=values.device)
+        likely = ((values - values[:, :1]) / temperature.device[:, None]).exp()
+        likely = likely * (places < top_k.device[:, None])
+        likely /= likely.sum(1, keepdim=True)
+        before = likely.cumsum(1) - likely
+        kept = likely * ((before < top_p.device[:, None]) & (likely >= min_p.device[:, None] * likely[:, :1]))
+        drawn = number.device[:, None] * kept.sum(1, keepdim=True)
+        place = ((kept.cumsum(1) <= drawn) & (kept > 0)).sum(1).clamp(max=(kept > 0).sum(1) - 1)
+        chosen = ids.device.gather(1, place[:, None])
+        report = torch.cat([chosen, ids.device, values.view(torch.int32)], dim=1)
+        return Ints(self.device, device=chosen[:, 0]), Ints(self.device, device=report)
+
     # ---- rows -----------------------------------------------------------------------------------------------------
 
     def embed(

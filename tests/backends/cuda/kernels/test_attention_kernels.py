@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from cellmd.backends.cuda.kernels.attention import decode_attention, prefill_attention
-from kernel_numbers import BF16
+from cellmd.backends.cuda.kernels.attention import Raw, Shares, decode_attention, prefill_attention
+from cellmd.backends.cuda.kernels.linear import joins, open_linear
+from cellmd.backends.cuda.kernels.norms import turn_and_append_
+from kernel_numbers import BF16, matrix
 
 pytestmark = pytest.mark.reference
 
@@ -111,6 +113,57 @@ def test_results_may_be_bfloat16(device: str) -> None:
         y = function(q, keys, values, case.capacity, *integers, case.window)
         narrow = function(q, keys, values, case.capacity, *integers, case.window, dtype=torch.bfloat16)
         assert bool(((narrow - y).abs() <= BF16 * y.abs()).all())
+
+
+RAW_CASES = {name: CASES[name] for name in CASES if "no order" not in name} | {
+    "wide heads around the ring": Case(8, 1, 256, 70, 64, [2, 0, 1], [200, 5, 69]),
+    "a repeated row": Case(8, 1, 128, 64, 0, [1, 0, 0], [33, 17, 17]),
+}
+
+
+@pytest.mark.parametrize("writes", [True, False])
+@pytest.mark.parametrize("shares", [None, 1, 4])
+@pytest.mark.parametrize("name", RAW_CASES)
+def test_attention_from_raw_products(device: str, name: str, shares: int | None, writes: bool) -> None:
+    """The same as norms, turns, appending and attention one after another, and the same in the cache."""
+    case = RAW_CASES[name]
+    q, keys, values, slots, positions = inputs(case, device)
+    n_rows, turned = len(slots), case.head_dim // 4
+    k, v = torch.randn(2, n_rows, case.n_kv_heads, case.head_dim, device=device)
+    q_weight, k_weight = torch.rand(2, case.head_dim, device=device) / 2
+    angles = torch.rand(n_rows, turned, device=device) * 6
+    if name == "a repeated row":
+        for x in (q, k, v, angles):
+            x[-1] = x[-2]
+    turns = torch.stack([torch.cos(angles), torch.sin(angles)], dim=1)
+    fused = keys.clone(), values.clone()
+    written = (k, v) if writes else (None, None)
+    at = case.capacity, slots, positions
+    weights = q_weight, k_weight if writes else None
+    turned_q = turn_and_append_(q, *written, *weights, 1e-6, turns, (keys, values, case.capacity), slots, positions)
+    raw = Raw(q_weight, turns, 1e-6, *written, k_weight=weights[1])
+    y = decode_attention(q, *fused, *at, case.window, shares=shares, raw=raw)
+    for mine, theirs in zip(fused, (keys, values), strict=True):
+        assert bool(((mine - theirs).abs() <= BF16 * theirs.abs()).all())
+    assert turned_q is not None
+    held(y, turned_q, keys, values, case)
+
+
+@pytest.mark.parametrize("n_rows", [1, 3])
+@pytest.mark.parametrize("head_dim", [128, 256])
+def test_shares_are_joined_by_the_product_that_takes_them(device: str, n_rows: int, head_dim: int) -> None:
+    case = Case(8, 1, head_dim, 100, 0, [2, 0, 1][:n_rows], [90, 0, 31][:n_rows])
+    q, keys, values, *integers = inputs(case, device)
+    at = q, keys, values, case.capacity, *integers, 0
+    output = matrix(device, 48, 8 * head_dim, 4, 128)
+    assert joins(head_dim, output)
+    shares = decode_attention(*at, joined=False, shares=8)
+    assert isinstance(shares, Shares)
+    whole = decode_attention(*at, shares=8).view(n_rows, -1)
+    y, z = open_linear(shares, output).sum(0), open_linear(whole, output).sum(0)
+    # the same numbers in other orders of their sums, which may round a step of the product's integers otherwise
+    bound = 2.0**-13 * (whole.abs() @ output.decoded(torch.float32).abs().T)
+    assert bool(((y - z).abs() <= bound).all())
 
 
 def inputs(case: Case, device: str) -> tuple[torch.Tensor, ...]:

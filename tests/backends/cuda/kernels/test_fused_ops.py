@@ -60,6 +60,32 @@ def attention(n: int, mixed: bool) -> Case:
     return case
 
 
+def blocks(n: int, mixed: bool) -> Case:
+    """Attention from raw products, with and without keys and values of its own, and closings of what it gives."""
+
+    def case(ops: TorchOps, normal: Any, weight: Any) -> Any:
+        heads, head_dim = 4, 128
+        cache, positions, slots = ops.new_cache(n + 1, 60, 1, head_dim), ops.ints(range(50, 50 + n)), ops.ints(range(n))
+        for slot in range(n):
+            old = ops.floats(normal(50 + n, 1, head_dim)), ops.floats(normal(50 + n, 1, head_dim))
+            ops.append_(cache, *old, ops.ints([slot] * (50 + n)), ops.ints(range(50 + n)))
+        turns, norms = ops.rope_table(positions, 1e4, 64, head_dim), [ops.floats(normal(head_dim)) for _ in range(2)]
+        output, gate, up = (ops.matrix(weight(m, k, CODINGS[mixed])) for m, k in ((D, 512), (F, D), (F, D)))
+        results = []
+        for written in (True, False):
+            q, k, v = (ops.floats(normal(n, h, head_dim) / 4) for h in (heads, 1, 1))
+            parts = [k, v] if written else []
+            where = slots, positions, 30 if mixed else 0, output
+            y = ops.attend_(cache, q, norms[0], parts, norms[1], 1e-6, turns, *where, apart=True)
+            x, _, closing = opened(ops, normal, n)
+            gated = ops.add_norm_norm_geglu_(x, y, closing, ops.floats(normal(D)), 1e-6, gate, up)
+            y = ops.last_linear(gated, ops.matrix(weight(D, F, CODINGS[mixed])))
+            results += [gated, x, ops.add_norm_(x, y, closing, 1e-6, 0.5)]
+        return results
+
+    return case
+
+
 def vocabulary(n: int, mixed: bool) -> Case:
     def case(ops: TorchOps, normal: Any, weight: Any) -> Any:
         head = ops.matrix(weight(F, D, CODINGS[mixed]))
@@ -71,7 +97,9 @@ def vocabulary(n: int, mixed: bool) -> Case:
         rows = ops.norm_add_embed(
             ops.floats(normal(ids.shape[0], D)), 0.5, ops.floats(normal(32)), 1e-6, table, ids, 2.0, D, 0.7
         )
-        return [logits, ops.top_k(logits, 5)[0], rows, ops.embed(head, ids, 3.0)]
+        how = [ops.numbers([x] * n) for x in (0.7, 5, 0.9, 0.01, 0.6)]
+        guessed = ops.guess(*ops.top_k(logits, 5), *how)[0]
+        return [logits, ops.top_k(logits, 5)[0], rows, ops.embed(head, ids, 3.0), guessed]
 
     return case
 
@@ -129,6 +157,7 @@ def test_hostile_logits(device: str) -> None:
     values = [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, -np.nan, 1e-45, -3.4e38]
     rows = np.random.default_rng(0).choice(np.array(values, np.float32), (3, 5000))
     rows[1, :4990] = np.nan
+    rows[2] = 1.5
     (want, columns), (got, places) = (ops.top_k(ops.floats(rows), 40) for ops in (TorchOps(), FusedOps(device)))
     assert np.array_equal(TorchOps().to_numpy(columns), TorchOps().to_numpy(places))
     assert np.array_equal(TorchOps().to_numpy(want), TorchOps().to_numpy(got), equal_nan=True)

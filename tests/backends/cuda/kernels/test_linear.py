@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cellmd.backends.cuda.kernels.layout import n_pieces, pack_int4, unpack_int4
-from cellmd.backends.cuda.kernels.linear import Residual, alike, fits_one_step, geglu, linear
+from cellmd.backends.cuda.kernels.linear import Residual, alike, fits_one_step, geglu, linear, open_linear
 from kernel_numbers import BF16, gelu, matrix, product_bound, rms_norm
 
 pytestmark = pytest.mark.reference
@@ -82,16 +82,30 @@ def test_number_of_rows_changes_a_result_by_rounding_to_float32_alone(device: st
         assert bool(((linear(x[:n_rows].contiguous(), [weights])[0][:1] - whole).abs() <= bound).all())
 
 
+@pytest.mark.parametrize("n_rows", [1, 3, 33])
+@pytest.mark.parametrize("n_columns", [200, 2048, 6144])
+def test_a_product_in_parts(device: str, n_rows: int, n_columns: int) -> None:
+    weights = matrix(device, 48, n_columns, 4, 128)
+    x = torch.randn(n_rows, n_columns, device=device)
+    parts = open_linear(x, weights)
+    assert parts.shape[1:] == (n_rows, 48)
+    bound = 2.0**-20 * (x.abs() @ weights.decoded(torch.float32).abs().T)
+    assert bool(((parts.sum(0) - linear(x, [weights])[0]).abs() <= bound).all())
+    assert bool((parts.abs().amax(2) > 0).all())
+
+
+@pytest.mark.parametrize("n_parts", [1, 3])
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("n_columns", [128, 200, 1536])
-def test_norm_and_residual_in_front(device: str, bits: int, n_columns: int) -> None:
+def test_norm_and_residual_in_front(device: str, bits: int, n_columns: int, n_parts: int) -> None:
     matrices = [matrix(device, n, n_columns, bits, 64) for n in (20, 16)]
     x = torch.randn(1, n_columns, device=device) * 30
     weight, y_weight = torch.randn(2, n_columns, device=device)
-    y = torch.randn(1, n_columns, device=device)
-    residual = Residual(y, y_weight, torch.full_like(x, torch.nan), 0.75)
+    parts = torch.randn(n_parts, 1, n_columns, device=device)
+    y = parts.double().sum(0)
+    residual = Residual(parts, y_weight, torch.full_like(x, torch.nan), 0.75)
     products = linear(x, matrices, norm_weight=weight, residual=residual, eps=EPS)
-    closed = (x.double() + rms_norm(y.double(), y_weight.double(), EPS)) * 0.75
+    closed = (x.double() + rms_norm(y, y_weight.double(), EPS)) * 0.75
     assert bool(((residual.out - closed).abs() <= 1e-6 * (closed.abs() + x.abs())).all())
     normed = rms_norm(closed, weight.double(), EPS)
     for product, weights in zip(products, matrices, strict=True):

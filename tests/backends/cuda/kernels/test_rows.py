@@ -40,9 +40,9 @@ def test_add_norm(device: str, n_rows: int, width: int, scale: float) -> None:
     weight, next_weight = torch.randn(2, width, device=device)
     exact = (x.double() + exact_norm(y.double(), weight.double(), EPS)) * scale
     bound = F32 * (x.abs() + exact.abs())
-    for following in (None, next_weight):
+    for following, added in ((None, y), (None, torch.stack([y / 4, y * 0.75])), (next_weight, y)):
         closed = x.clone()
-        normed = add_norm_(closed, y, weight, EPS, scale, next_weight=following)
+        normed = add_norm_(closed, added, weight, EPS, scale, next_weight=following)
         assert bool(((closed - exact).abs() <= bound).all())
     assert normed is not None
     following = exact_norm(closed.double(), next_weight.double(), EPS)

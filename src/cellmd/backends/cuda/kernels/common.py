@@ -52,6 +52,13 @@ def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, warps: int,
     kernel[grid](*args, OVERLAPS=early, num_warps=warps, **constants, **options)
 
 
+def launch_first(
+    kernel: Any, grid: tuple[int, ...], device: torch.device, warps: int, *args: Any, **constants: Any
+) -> None:
+    """The same, after all that was launched before has ended: a pass begins."""
+    kernel[grid](*args, OVERLAPS=False, num_warps=warps, **constants)
+
+
 @triton.jit
 def wait_for_inputs(OVERLAPS: tl.constexpr):
     if OVERLAPS:

@@ -12,6 +12,7 @@ import triton.language as tl
 from cellmd.backends.cuda.kernels.common import (
     ceil_power_of_2,
     launch,
+    launch_first,
     let_next_start,
     nibbles,
     rounded,
@@ -157,11 +158,12 @@ def _decode(
 def embed(
     table: DeviceMatrix | DeviceTable, ids: torch.Tensor, scale: float, start: int = 0, stop: int | None = None
 ) -> torch.Tensor:
-    """`Ops.embed`: rows ids int32 (N,) of a table, columns start .. stop, times scale. float32 (N, stop - start)."""
+    """`Ops.embed`: rows ids int32 (N,) of a table, columns start .. stop, times scale. float32 (N, stop - start). A
+    with it (`common`)."""
     n_columns = (table.shape[1] if stop is None else stop) - start
     out = torch.empty((len(ids), n_columns), dtype=torch.float32, device=ids.device)
     codes, scales, factors, width, groups = _stored(table)
-    launch(
+    launch_first(
         _embed,
         (len(ids), triton.cdiv(n_columns, _WIDTH)),
         ids.device,

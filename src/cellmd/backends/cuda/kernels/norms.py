@@ -41,19 +41,24 @@ def _add_norm(
     OVERLAPS: tl.constexpr,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
+    Y_PARTS: tl.constexpr,
     NEXT: tl.constexpr,
 ):
     let_next_start(OVERLAPS)
     d = tl.arange(0, WIDTH)
     at = tl.program_id(0).to(tl.int64) * D + d
     weights = tl.load(weight + d, mask=d < D, other=0.0)
+    if NEXT:
+        next_weights = tl.load(next_weight + d, mask=d < D, other=0.0)
     wait_for_inputs(OVERLAPS)
     added = tl.load(y + at, mask=d < D, other=0.0).to(tl.float32)
+    for part in tl.static_range(1, Y_PARTS):
+        added += tl.load(y + (part * tl.num_programs(0)).to(tl.int64) * D + at, mask=d < D, other=0.0)
     sum_ = tl.load(x + at, mask=d < D, other=0.0)
     sum_ = (sum_ + added * tl.rsqrt(tl.sum(added * added) / D + eps) * weights) * scale
     tl.store(x + at, sum_, mask=d < D)
     if NEXT:
-        sum_ *= tl.rsqrt(tl.sum(sum_ * sum_) / D + eps) * tl.load(next_weight + d, mask=d < D, other=0.0)
+        sum_ *= tl.rsqrt(tl.sum(sum_ * sum_) / D + eps) * next_weights
         tl.store(normed + at, rounded(sum_, normed.dtype.element_ty), mask=d < D)
 
 
@@ -151,8 +156,9 @@ def add_norm_(
     next_weight: torch.Tensor | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> torch.Tensor | None:
-    """`Ops.add_norm_`: x (N, D) float32 becomes (x + rms_norm(y, weight)) * scale; y float32 or bfloat16. With
-    next_weight, rms_norm(x, next_weight) of the new x is given back too, of `dtype`."""
+    """`Ops.add_norm_`: x (N, D) float32 becomes (x + rms_norm(y, weight)) * scale; y float32 or bfloat16, or parts
+    (S, N, D) float32 of which the sum is meant. With next_weight, rms_norm(x, next_weight) of the new x is given back
+    too, of `dtype`."""
     n_rows, width = x.shape
     normed = None if next_weight is None else torch.empty_like(x, dtype=dtype)
     launch(
@@ -163,6 +169,7 @@ def add_norm_(
         *(x, y, weight, weight if next_weight is None else next_weight, x if normed is None else normed, eps, scale),
         D=width,
         WIDTH=ceil_power_of_2(width),
+        Y_PARTS=y.numel() // x.numel(),
         NEXT=next_weight is not None,
     )
     return normed
