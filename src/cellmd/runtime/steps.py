@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from collections.abc import Sequence as Listed
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cellmd.backends.ops import Tensor
+from cellmd.errors import ContextLengthError
 from cellmd.models.decoder import Batch
 from cellmd.models.gemma4 import Gemma4
 from cellmd.runtime.batch import Sequence
@@ -75,7 +77,8 @@ class Steps:
         if step.guessed is not None and has_room and len(second) == len(sequences):
             logits = ops.keep(logits)  # the next step overwrites them
             guessed = step.guessed if whole else ops.take_rows(step.guessed, ops.ints(rows))
-            self._ahead = self._begin(sequences, 1, guessed, second)
+            with suppress(ContextLengthError):  # no memory for one more position: maybe nobody asks for it
+                self._ahead = self._begin(sequences, 1, guessed, second)
         for sequence in sequences:
             sequence.n_done += 1
             self._cache.note_written(sequence.slot, sequence.n_done)

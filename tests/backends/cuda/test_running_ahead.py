@@ -14,6 +14,7 @@ from cellmd.api import Model
 from cellmd.backends.cuda.attention import Ints
 from cellmd.backends.cuda.plain import TorchOps
 from cellmd.container import Container
+from cellmd.errors import ContextLengthError
 from cellmd.runtime.logits import Logits
 from cellmd.runtime.sampler import Sampler, Sampling
 
@@ -90,6 +91,19 @@ def test_right_guesses_cost_no_pass(path: Path) -> None:
 def test_the_end_of_the_context(path: Path) -> None:
     with Model(Container.open(path), Ahead(), context=32) as model:
         assert len(model.generate(model_cases.text_prompt(20, seed=1), temperature=0, max_tokens=12).token_ids) == 12
+
+
+def test_no_memory_for_a_step_that_nobody_asks_for(path: Path) -> None:
+    class Full(Ahead):
+        def reserve_(self, cache: Any, n_positions: int) -> None:
+            if n_positions > 31:
+                raise ContextLengthError("full")
+
+    with Model(Container.open(path), Full()) as model:
+        prompt = model_cases.text_prompt(20, seed=1)
+        assert len(model.generate(prompt, temperature=0, max_tokens=12).token_ids) == 12
+        with pytest.raises(ContextLengthError, match="full"):
+            model.generate(prompt, temperature=0, max_tokens=13)
 
 
 @pytest.mark.parametrize("seed", range(20))
