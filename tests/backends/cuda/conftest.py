@@ -9,7 +9,7 @@ import pytest
 
 from cellmd.backends.cuda import likely
 
-collect_ignore = [] if find_spec("torch") else ["test_model.py", "test_attention.py"]
+collect_ignore = [] if find_spec("torch") else ["test_attention.py", "test_model.py", "test_running_ahead.py"]
 if not likely():
     collect_ignore.append("test_on_gpu.py")
 
