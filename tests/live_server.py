@@ -38,18 +38,20 @@ class Live:
     @contextmanager
     def slowed(self) -> Iterator[None]:
         """Every step of the model takes 20 ms more."""
-        runner = self.engine.scheduler._runner
-        advance = runner.advance
+        runner: Any = self.engine.scheduler._runner
 
-        def slowly(*arguments: Any) -> Any:
-            time.sleep(0.02)
-            return advance(*arguments)
+        def slowly(step: Callable[..., Any]) -> Callable[..., Any]:
+            def slow_step(*arguments: Any) -> Any:
+                time.sleep(0.02)
+                return step(*arguments)
 
-        runner.advance = slowly  # type: ignore[method-assign]
+            return slow_step
+
+        runner.advance, runner.steps = slowly(runner.advance), slowly(runner.steps)
         try:
             yield
         finally:
-            runner.advance = advance  # type: ignore[method-assign]
+            del runner.advance, runner.steps
 
     def close(self) -> None:
         self.server.should_exit = True
