@@ -25,6 +25,11 @@ bool has_f16c() {  // which older compilers cannot be asked for by name
     return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
 }
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(); }
+bool has_avxvnni() {  // leaf 7, second part: EAX
+    constexpr unsigned kAvxVnni = 1u << 4;
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    return has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & kAvxVnni) != 0;
+}
 bool has_avx512vnni() {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
@@ -61,6 +66,7 @@ std::vector<const KernelTable*> available_kernels() {
     __builtin_cpu_init();
     if (has_amx()) tables.push_back(&amx_kernels);
     if (has_avx512vnni()) tables.push_back(&avx512vnni_kernels);
+    if (has_avxvnni()) tables.push_back(&avxvnni_kernels);
     if (has_avx2()) tables.push_back(&avx2_kernels);
 #endif
 #if defined(CELLMD_ARM64)

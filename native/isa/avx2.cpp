@@ -7,6 +7,7 @@ namespace cellmd {
 namespace {
 #include "../kernels/prelude.inl"
 #include "vec_avx2.inl"
+#include "dot_avx2.inl"
 #include "../kernels/blocks_vector.inl"
 #include "../kernels/table.inl"
 }  // namespace

@@ -8,6 +8,7 @@ namespace cellmd {
 extern const KernelTable scalar_kernels;
 #if defined(CELLMD_X86)
 extern const KernelTable avx2_kernels;
+extern const KernelTable avxvnni_kernels;
 extern const KernelTable avx512vnni_kernels;
 extern const KernelTable amx_kernels;
 #endif

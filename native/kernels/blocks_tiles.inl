@@ -68,9 +68,7 @@ CELLMD_INLINE void add_scaled(int tokens, const int32_t (*sums)[16][16], int fir
         const Vf token_scale = vset(token_scales[first + t]);
         repeat<kTiles>([&](auto i) CELLMD_ALWAYS {
             float* to = out + ((first + t) * kTiles + i) * 16;
-            Vi sum;
-            __builtin_memcpy(&sum, sums[i][t], sizeof sum);
-            vstore(to, vfma(vfloat(sum), token_scale * row_scales[i], vload(to)));
+            vstore(to, vfma(vfloat(viload(sums[i][t])), token_scale * row_scales[i], vload(to)));
         });
     }
 }
