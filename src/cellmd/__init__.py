@@ -109,8 +109,9 @@ def convert(
 ) -> ConversionReport:
     """Convert the checkpoint `source`, a folder or a hub id, into the file `target`; what was done is returned.
 
-    recipe: "aggressive" (every 2-D weight at INT4) or "float" (nothing quantised). group_size: columns that share a
-    scale in every quantised tensor, 32, 64, 128 or 256; 0 for a whole row; None for the recipe's own choice.
+    recipe: "aggressive" (every 2-D weight at INT4), "balanced" or "quality" (more bits where they buy most), "qat" (the
+    grid of quantisation-aware checkpoints) or "float" (nothing quantised). group_size: columns that share a scale in
+    every quantised tensor, 32, 64, 128 or 256; 0 for a whole row; None for the recipe's own choice.
     progress: called with (bytes done, bytes in all, tensor name). threads: None for all cores.
     copy_tokenizer: also write STEM.tokenizer.json beside the file, which holds the tokenizer anyway.
     calibrate: choose codes for the inputs that each matrix gets: on "default", the material that comes with cellmd, or
