@@ -85,9 +85,7 @@ def split_rows(
     column = piece[:, None] * 128 + tl.arange(0, 128)[None, :]
     wait_for_inputs(OVERLAPS)
     if SHARES > 1:
-        HEADS: tl.constexpr = CH * 128 // HD
-        first_head = row * (K // HD) + tl.program_id(1) * HEADS
-        values = tl.reshape(joined(x, largest_of, total_of, first_head, HEADS, SHARES, HD), (CH, 128))
+        values = joined(x, largest_of, total_of, row * (K // 128) + piece, 0, 128, CH, SHARES, HD)
     else:
         values = tl.load(x + row * K + column, mask=column < K, other=0.0).to(tl.float32)
     largest = tl.max(tl.abs(values), axis=1)

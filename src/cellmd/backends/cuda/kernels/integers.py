@@ -1,9 +1,11 @@
 """Products of integers: what the kernels for one row and for a few have in common.
 
 The inputs of a product become integers of 16 bits: each piece of 128 columns of a row is divided by its largest size /
-32512 and rounded, and a number is 256 times its high byte plus its low one. So a product of int8 with both bytes, as
-two columns, is exact until scales come in: of a whole piece it still fits 32 bits. All of a piece's inputs are rounded
-by less than bfloat16 rounds its largest.
+32512 and rounded. With int8 weights they are multiplied exactly until scales come in: of a whole piece the sum still
+fits 32 bits. All of a piece's inputs are rounded by less than bfloat16 rounds its largest.
+
+With a few rows tensor cores multiply: a number is 256 times its high byte plus its low one, two columns of int8. With
+one row an instruction multiplies two numbers of 16 bits with two of a word's four bytes, and adds.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from cellmd.backends.cuda.kernels.common import nibbles
+from cellmd.backends.cuda.kernels.common import ASSEMBLY
 
 PLAIN, SOFTCAP, GEGLU, GEGLU_OTHER = (tl.constexpr(i) for i in range(4))
 """What becomes of a product: itself; cap * tanh(it / cap); gelu(it) * that of a second matrix, or * other numbers."""
@@ -45,51 +47,74 @@ def both_bytes(part):
 
 
 @triton.jit
-def stored(codes, rows, M, piece, K: tl.constexpr, BITS: tl.constexpr, SECOND: tl.constexpr, W: tl.constexpr):
-    """What lies in memory of pieces of the rows. int4: the bytes SECOND * W + i, (CH, BLOCK, W); int8: all columns,
-    (128 / W, CH, BLOCK, W)."""
-    i = tl.arange(0, W)
+def as_pairs(values, inverse, CH: tl.constexpr):
+    """values / step (CH, 64), rounded, two in a word of 32 bits, the first in its low half. Of each four the first two
+    and the others: int32 (CH * 16,) each."""
+    bits = (values * inverse + _ROUNDER).to(tl.int32, bitcast=True)  # of which the lowest 16 are the number
+    even, odd = tl.split(tl.reshape(bits, (CH, 16, 2, 2)))
+    first, second = tl.split((even & 0xFFFF) | (odd << 16))
+    return tl.reshape(first, (CH * 16,)), tl.reshape(second, (CH * 16,))
+
+
+_TWO_AND_TWO = tl.constexpr("{ .reg .s32 t; dp2a.lo.s32.s32 t, $3, $2, $1; dp2a.hi.s32.s32 $0, $4, $2, t; }")
+
+
+@triton.jit
+def plus_products(sum_, bytes_, first, second):
+    """sum_ plus the products of four int8 in each word with four int16 in two: all int32."""
+    if ASSEMBLY:
+        words = [sum_, bytes_, first, second]
+        return tl.inline_asm_elementwise(_TWO_AND_TWO, "=r,r,r,r,r", words, dtype=tl.int32, is_pure=True, pack=1)
+    else:
+        sum_ += ((bytes_ << 24) >> 24) * ((first << 16) >> 16) + ((bytes_ << 16) >> 24) * (first >> 16)
+        return sum_ + ((bytes_ << 8) >> 24) * ((second << 16) >> 16) + (bytes_ >> 24) * (second >> 16)
+
+
+@triton.jit
+def stored(codes, rows, M, first_piece, K: tl.constexpr, BITS: tl.constexpr, CH: tl.constexpr):
+    """Words of CH pieces of the rows as they lie in memory, int32 (BLOCK, CH * 16): int4, all of them, twice; int8, those
+    of the low and of the high columns."""
+    word = tl.arange(0, CH * 16)[None, :]
     pieces: tl.constexpr = (K + 127) // 128
-    inside = (rows < M)[None, :, None] & (piece < pieces)[:, None, None]
     if BITS == 4:
-        at = piece[:, None, None] * 64 + SECOND * W + i[None, None, :]
-        return tl.load(codes + rows[None, :, None] * (pieces * 64) + at, mask=inside, other=0)
+        at = first_piece * 16 + word
+        found = tl.load(codes + rows[:, None] * (pieces * 16) + at, mask=(rows < M)[:, None] & (at < pieces * 16), other=0)
+        return found, found
     else:
-        first = tl.arange(0, 128 // W) * W
-        at = first[:, None, None, None] + piece[None, :, None, None] * 128 + i[None, None, None, :]
-        inside = inside[None] & (at < K)
-        return tl.load(codes + rows[None, None, :, None] * K + at, mask=inside, other=0)
+        at = first_piece * 32 + word // 16 * 32 + word % 16
+        line = codes + rows[:, None] * (K // 4)
+        known = (rows < M)[:, None]
+        low = tl.load(line + at, mask=known & (at < K // 4), other=0)
+        return low, tl.load(line + at + 16, mask=known & (at + 16 < K // 4), other=0)
+
+
+_NIBBLES = tl.constexpr(-0x0F0F0F10)  # 0xF0F0F0F0
 
 
 @triton.jit
-def weights(first, second, BITS: tl.constexpr, W: tl.constexpr):
-    """The values, int4 16-fold, of what `stored` gave: int8 (128 / W * CH, BLOCK, W), columns J * W + i of all pieces
-    before those of the next J."""
-    if BITS == 8:
-        return tl.reshape(first, (first.shape[0] * first.shape[1], first.shape[2], W))
+def halves(first, second, BITS: tl.constexpr):
+    """The values, int4 16-fold, of the low and of the high columns, four int8 in a word, of what `stored` gave."""
+    if BITS == 4:
+        return (first << 4) & _NIBBLES, first & _NIBBLES
     else:
-        CH: tl.constexpr = first.shape[0]
-        BLOCK: tl.constexpr = first.shape[1]
-        if W == 64:
-            halves = tl.join(nibbles(first, False), nibbles(first, True))
-            return tl.reshape(tl.permute(halves, (3, 0, 1, 2)), (2 * CH, BLOCK, W))
-        else:
-            low = tl.join(nibbles(first, False), nibbles(second, False))
-            high = tl.join(nibbles(first, True), nibbles(second, True))
-            return tl.reshape(tl.permute(tl.join(low, high), (4, 3, 0, 1, 2)), (4 * CH, BLOCK, W))
+        return first, second
 
 
 @triton.jit
-def group_scales(scales, rows, M, piece, K: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, W: tl.constexpr):
-    """Scales of pieces of the rows, float32, for values as `weights` gives them: (CH, BLOCK) where a group holds whole
-    pieces, else (128 / W, CH, BLOCK)."""
+def group_scales(scales, rows, M, piece, K: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr):
+    """Scales of the low and of the high columns of pieces of the rows, float32, for values as `halves` gives them:
+    (BLOCK, CH) where a group holds whole pieces, else (BLOCK, CH, 4), of each 16 columns."""
     groups: tl.constexpr = (K + GROUP - 1) // GROUP
-    inside = (rows < M)[None, :] & (piece * 128 < K)[:, None]
+    unit: tl.constexpr = 0.0625 if BITS == 4 else 1.0
+    inside = (rows < M)[:, None] & (piece * 128 < K)[None, :]
     if GROUP % 128 == 0 or groups == 1:
         group = tl.minimum(piece * 128 // GROUP, groups - 1)
-        found = tl.load(scales + rows[None, :] * groups + group[:, None], mask=inside, other=0)
+        found = tl.load(scales + rows[:, None] * groups + group[None, :], mask=inside, other=0).to(tl.float32) * unit
+        return found, found
     else:
-        first = tl.arange(0, 128 // W) * W
-        group = tl.minimum((piece[None, :] * 128 + first[:, None]) // GROUP, groups - 1)  # the last may be padding
-        found = tl.load(scales + rows[None, None, :] * groups + group[:, :, None], mask=inside[None], other=0)
-    return found.to(tl.float32) * (0.0625 if BITS == 4 else 1.0)
+        column = (piece * 128)[:, None] + (tl.arange(0, 4) * 16)[None, :]
+        line = scales + rows[:, None, None] * groups
+        low, high = tl.minimum(column // GROUP, groups - 1), tl.minimum((column + 64) // GROUP, groups - 1)
+        inside = inside[:, :, None]
+        found = tl.load(line + low[None, :, :], mask=inside, other=0).to(tl.float32) * unit
+        return found, tl.load(line + high[None, :, :], mask=inside, other=0).to(tl.float32) * unit

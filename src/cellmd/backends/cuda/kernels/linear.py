@@ -1,4 +1,4 @@
-"""Products with few rows: the weights are read once, as they lie, straight into tensor cores, as integers.
+"""Products with few rows: the weights are read once, as they lie, and multiplied as integers.
 
 How inputs become integers stands in `integers`, the kernels in `one_row` and `few_rows`. Weights that do not depend on
 what runs before are asked for before it is waited for.
@@ -18,7 +18,7 @@ from cellmd.backends.cuda.kernels.common import ceil_power_of_2, launch
 from cellmd.backends.cuda.kernels.few_rows import few_rows, split_rows
 from cellmd.backends.cuda.kernels.integers import GEGLU, GEGLU_OTHER, PLAIN, SOFTCAP
 from cellmd.backends.cuda.kernels.layout import PIECE, n_pieces
-from cellmd.backends.cuda.kernels.one_row import one_row
+from cellmd.backends.cuda.kernels.one_row import one_row, ready_row
 from cellmd.backends.cuda.weights import DeviceMatrix
 
 MOST_ROWS = 64
@@ -44,13 +44,15 @@ class Residual:
 @dataclass(frozen=True)
 class Tile:
     """outputs a program, the pieces of columns that it multiplies at a time, its warps; splits: programs to the columns
-    of one output; with more than one row also stages: loads under way."""
+    of one output; with more than one row also stages: loads under way; with one, ready: whether a launch of its own
+    makes the inputs ready."""
 
     outputs: int
     pieces: int
     warps: int
     stages: int = 3
     splits: int = 1
+    ready: bool = False
 
 
 def linear(
@@ -108,13 +110,14 @@ def geglu(
 
 
 def alike(matrices: Sequence[DeviceMatrix]) -> bool:
-    """Whether one launch can take these matrices: INT4 or INT8, coded alike, without clip and bias."""
+    """Whether one launch can take these matrices: INT4 or INT8, coded alike, in whole words, without clip and bias."""
     first = matrices[0]
     return len(matrices) <= MOST_MATRICES and all(
         matrix.clip is None
         and matrix.bias is None
         and matrix.scales is not None
         and first.scales is not None
+        and (matrix.bits == 4 or matrix.shape[1] % 4 == 0)
         and matrix.scales.dtype == first.scales.dtype
         and (matrix.shape[1], matrix.bits, matrix.group_size) == (first.shape[1], first.bits, first.group_size)
         for matrix in matrices
@@ -154,10 +157,14 @@ def _launch(
 ) -> None:
     n_rows, first = _n_rows(x), matrices[0]
     n_columns = first.shape[1]
+    pieces = n_pieces(n_columns)
+    fused = norm_weight is not None or residual is not None
+    alone = n_rows == 1 and (fused or tile.ready or tile.pieces * tile.splits >= pieces)
     arguments: list[object] = []
     for k in range(MOST_MATRICES):
         matrix, out = (matrices[k], outs[k]) if k < len(matrices) else (first, outs[0])
-        arguments += [matrix.codes.view(torch.int8), matrix.scales, out, matrix.shape[0] if k < len(matrices) else 0]
+        codes = matrix.codes.view(torch.int32 if alone else torch.int8)
+        arguments += [codes, matrix.scales, out, matrix.shape[0] if k < len(matrices) else 0]
     blocks = sum(triton.cdiv(matrix.shape[0], tile.outputs) for matrix in matrices[: 1 if ending is GEGLU else None])
     grid = blocks, tile.splits
     values, largest, total = (x.partial, x.largest, x.total) if isinstance(x, Shares) else (x, x, x)
@@ -168,27 +175,32 @@ def _launch(
         "GROUP": first.group_size,
         "ENDING": ending,
         "BLOCK": tile.outputs,
-        "W": 32 if first.group_size % 64 and first.group_size < n_columns else 64,
         "CH": tile.pieces,
     }
     other = values if other is None else other
-    fused = norm_weight is not None or residual is not None
-    if n_rows == 1 and (fused or tile.pieces * tile.splits >= n_pieces(n_columns)):
+    if alone:
         before = [values] * 3 if residual is None else [residual.y, residual.weight, residual.out]
+        inputs = values, values if norm_weight is None else norm_weight, *before
+        scale = 1.0 if residual is None else residual.scale
+        closing = {"Y_PARTS": 0 if residual is None else residual.y.numel() // n_columns, "NORM": norm_weight is not None}
+        units = values
+        if tile.ready:
+            values, units = _made_ready(inputs, eps, scale, n_columns, closing)
+            inputs = values, values, values, values, values
+            closing = {"Y_PARTS": 0, "NORM": False}
         launch(
             one_row,
             grid,
             values.device,
             tile.warps,
-            *(values, values if norm_weight is None else norm_weight, *before, largest, total, *arguments, other),
-            *(eps, 1.0 if residual is None else residual.scale, cap),
-            Y_PARTS=0 if residual is None else residual.y.numel() // n_columns,
-            NORM=norm_weight is not None,
+            *(*inputs, largest, total, units, *arguments, other, eps, scale, cap),
+            READY=tile.ready,
+            RUNS=triton.cdiv(pieces, tile.pieces * tile.splits),
+            **closing,
             **attended,
             **constants,
         )
         return
-    pieces = n_pieces(n_columns)
     bytes_ = torch.empty((n_rows, 2, pieces * PIECE), dtype=torch.int8, device=values.device)
     steps = torch.empty((n_rows, pieces), dtype=torch.float32, device=values.device)
     chunk = min(16, ceil_power_of_2(pieces)) if not isinstance(x, Shares) else max(1, x.head_dim // PIECE)
@@ -201,10 +213,24 @@ def _launch(
         tile.warps,
         *(bytes_, steps, *arguments, other, other.stride(0), n_rows, cap),
         BN=ceil_power_of_2(n_rows),
+        W=32 if first.group_size % 64 and first.group_size < n_columns else 64,
         SPLITS=tile.splits,
         STAGES=tile.stages,
         **constants,
     )
+
+
+def _made_ready(
+    inputs: Sequence[torch.Tensor], eps: float, scale: float, n_columns: int, closing: dict[str, object]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pairs and units of `ready_row`."""
+    pieces, device = n_pieces(n_columns), inputs[0].device
+    pairs = torch.empty((pieces, PIECE // 2), dtype=torch.int32, device=device)
+    units = torch.empty((pieces,), dtype=torch.float32, device=device)
+    whole = ceil_power_of_2(pieces)
+    warps = max(1, min(8, whole // 2))
+    launch(ready_row, (1,), device, warps, *inputs, pairs, units, eps, scale, K=n_columns, CH=whole, **closing)
+    return pairs, units
 
 
 def _n_rows(x: torch.Tensor | Shares) -> int:
@@ -229,9 +255,13 @@ def _tile(n_rows: int, matrix: DeviceMatrix, *, double: bool) -> Tile:
         return Tile(16, 16, 8, 3)
     if whole > 16:
         return Tile(16, whole, min(whole // 2, 16))
-    if n_outputs >= 1 << 16:
-        return Tile(64, whole, min(2 * whole, 4))
+    if n_outputs >= _MANY_OUTPUTS:
+        return Tile(32 if n_outputs >= 1 << 16 else 16, min(whole, 4), 4, ready=True)
     return Tile(16 if double or n_outputs < 1024 else 32, whole, min(2 * whole, 4))
+
+
+_MANY_OUTPUTS = 4096
+"""From so many on inputs are made ready by a launch of their own."""
 
 
 def _open_tile(n_rows: int, matrix: DeviceMatrix) -> Tile:

@@ -1,9 +1,10 @@
-"""Products with one row. A program makes BLOCK outputs from CH pieces of the columns; its warps share the pieces.
+"""Products with one row. A program makes BLOCK outputs from RUNS times CH pieces of the columns; a warp has whole rows of
+weights, a thread words of them: eight weights, against which the inputs lie in its registers as pairs of 16 bits.
 
-A launch costs more than its arithmetic, so what comes before a product is done in it, over and over in every program:
-the closing of the residual block before, x = (x + norm(y) * weight) * scale, and the norm of x; or the joining of what
-attention left in shares. Whatever does not depend on launches before is asked for before they are waited for: weights,
-scales, norms. After that the chain is short: inputs come, are summed and rounded, multiplied, and summed.
+A launch costs more than its arithmetic, so what comes before a small product is done in it, over and over in every
+program: the closing of the residual block before, x = (x + norm(y) * weight) * scale, and the norm of x; or the joining
+of what attention left in shares. Where programs are many it costs more than a launch: there `ready_row` does it once
+(READY). Whatever does not depend on launches before is asked for before they are waited for: weights, scales, norms.
 
 With several programs to the columns (SPLITS > 1) each gives its own sum, (SPLITS, M), and whoever takes the result
 adds them up, always in the same order.
@@ -20,20 +21,31 @@ from cellmd.backends.cuda.kernels.integers import (
     GEGLU_OTHER,
     SOFTCAP,
     STEPS,
-    both_bytes,
+    as_pairs,
     group_scales,
-    high_and_low,
+    halves,
+    plus_products,
     steps_in,
     stored,
-    weights,
 )
 
 
 @triton.jit
-def joined(partial, largest, total, first_head, HEADS: tl.constexpr, SHARES: tl.constexpr, HD: tl.constexpr):
-    """What attention left in shares (`attention.Shares`), of HEADS heads from first_head on: float32 (HEADS, HD)."""
-    line = (first_head + tl.arange(0, HEADS))[:, None] * SHARES + tl.arange(0, SHARES)[None, :]
-    parts = tl.load(partial + line[:, :, None] * HD + tl.arange(0, HD)[None, None, :])
+def joined(
+    partial,
+    largest,
+    total,
+    piece,
+    START: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CH: tl.constexpr,
+    SHARES: tl.constexpr,
+    HD: tl.constexpr,
+):
+    """What attention left in shares (`attention.Shares`): columns from START of the pieces, float32 (CH, WIDTH)."""
+    line = (piece * 128 // HD)[:, None] * SHARES + tl.arange(0, SHARES)[None, :]
+    column = (piece * 128 % HD + START)[:, None, None] + tl.arange(0, WIDTH)[None, None, :]
+    parts = tl.load(partial + line[:, :, None] * HD + column)
     best = tl.load(largest + line)
     weight = tl.exp2(best - tl.max(best, axis=1)[:, None])
     whole = tl.sum(weight * tl.load(total + line), axis=1)
@@ -41,14 +53,134 @@ def joined(partial, largest, total, first_head, HEADS: tl.constexpr, SHARES: tl.
 
 
 @triton.jit
-def _product(values, taken, scales, step, P: tl.constexpr, CH: tl.constexpr, BLOCK: tl.constexpr):
-    """values int8 (P * CH, BLOCK, W) times taken int8 (P * CH, W, 2), scaled and summed: float32 (BLOCK,)."""
-    exact = tl.reshape(both_bytes(tl.dot(values, taken, out_dtype=tl.int32)), (P, CH, BLOCK))
-    if len(scales.shape) == 2:
-        scaled = tl.sum(exact, axis=0).to(tl.float32) * scales
+def _half(source, piece, HALF: tl.constexpr, K: tl.constexpr):
+    """Numbers of the low or high columns of pieces, float32 (CH, 64), 0 beyond the last."""
+    column = piece[:, None] * 128 + HALF * 64 + tl.arange(0, 64)[None, :]
+    return tl.load(source + column, mask=column < K, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _added(y, piece, HALF: tl.constexpr, K: tl.constexpr, Y_PARTS: tl.constexpr):
+    sum_ = _half(y, piece, HALF, K)
+    for part in tl.static_range(1, Y_PARTS):
+        sum_ += _half(y + part * K, piece, HALF, K)
+    return sum_
+
+
+@triton.jit
+def _put(target, piece, values, HALF: tl.constexpr, K: tl.constexpr):
+    column = piece[:, None] * 128 + HALF * 64 + tl.arange(0, 64)[None, :]
+    tl.store(target + column, values, mask=column < K)
+
+
+@triton.jit
+def _made_ready(
+    x,
+    norm_weight,
+    y,
+    y_weight,
+    x_out,
+    largest_of,
+    total_of,
+    eps,
+    scale,
+    piece,
+    writes,
+    OVERLAPS: tl.constexpr,
+    K: tl.constexpr,
+    Y_PARTS: tl.constexpr,
+    NORM: tl.constexpr,
+    SHARES: tl.constexpr,
+    HD: tl.constexpr,
+    CH: tl.constexpr,
+):
+    """Waits, and makes what is multiplied of the inputs: pairs of low and of high columns (`as_pairs`), int32 (CH * 16,)
+    four times, and what a unit of each piece is, float32 (CH,). writes: whether this program stores the new x."""
+    if Y_PARTS > 0:
+        closing_low, closing_high = _half(y_weight, piece, 0, K), _half(y_weight, piece, 1, K)
+    if NORM:
+        norm_low, norm_high = _half(norm_weight, piece, 0, K), _half(norm_weight, piece, 1, K)
+    wait_for_inputs(OVERLAPS)
+    if SHARES > 1:
+        low = joined(x, largest_of, total_of, piece, 0, 64, CH, SHARES, HD)
+        high = joined(x, largest_of, total_of, piece, 64, 64, CH, SHARES, HD)
     else:
-        scaled = tl.sum(exact.to(tl.float32) * scales, axis=0)
-    return tl.sum(scaled * step[:, None], axis=0)
+        low, high = _half(x, piece, 0, K), _half(x, piece, 1, K)
+    if Y_PARTS > 0:
+        added_low, added_high = _added(y, piece, 0, K, Y_PARTS), _added(y, piece, 1, K, Y_PARTS)
+        factor_y = tl.rsqrt(tl.sum(added_low * added_low + added_high * added_high) / K + eps)
+        low = (low + added_low * factor_y * closing_low) * scale
+        high = (high + added_high * factor_y * closing_high) * scale
+        if writes:
+            _put(x_out, piece, low, 0, K)
+            _put(x_out, piece, high, 1, K)
+    factor = 1.0
+    if NORM:
+        factor = tl.rsqrt(tl.sum(low * low + high * high) / K + eps)
+        low *= norm_low
+        high *= norm_high
+    largest = tl.max(tl.maximum(tl.abs(low), tl.abs(high)), axis=1)
+    inverse = steps_in(largest)[:, None]
+    a, b = as_pairs(low, inverse, CH)
+    c, d = as_pairs(high, inverse, CH)
+    return a, b, c, d, largest * factor / STEPS
+
+
+@triton.jit
+def ready_row(
+    x,
+    norm_weight,
+    y,
+    y_weight,
+    x_out,
+    pairs,
+    units,
+    eps,
+    scale,
+    OVERLAPS: tl.constexpr,
+    K: tl.constexpr,
+    Y_PARTS: tl.constexpr,
+    NORM: tl.constexpr,
+    CH: tl.constexpr,
+):
+    """What `one_row` would make ready in each program, once: pairs int32 (pieces, 4, 16), units float32 (pieces,)."""
+    let_next_start(OVERLAPS)
+    piece = tl.arange(0, CH)
+    a, b, c, d, unit = _made_ready(
+        *(x, norm_weight, y, y_weight, x_out, x, x, eps, scale, piece, True),
+        *(OVERLAPS, K, Y_PARTS, NORM, 1, 1, CH),
+    )
+    pieces: tl.constexpr = (K + 127) // 128
+    word = tl.arange(0, CH * 16)
+    at, inside = pairs + word // 16 * 64 + word % 16, word < pieces * 16
+    tl.store(at, a, mask=inside)
+    tl.store(at + 16, b, mask=inside)
+    tl.store(at + 32, c, mask=inside)
+    tl.store(at + 48, d, mask=inside)
+    tl.store(units + piece, unit, mask=piece < pieces)
+
+
+@triton.jit
+def _run(
+    first, second, low_scales, high_scales, a, b, c, d, unit, BITS: tl.constexpr, CH: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The products of a run of pieces, scaled, still to be summed: float32 (BLOCK, CH * 4)."""
+    low, high = halves(first, second, BITS)
+    sums = plus_products(tl.zeros(low.shape, tl.int32), low, a[None, :], b[None, :])
+    if len(low_scales.shape) == 2:
+        sums = plus_products(sums, high, c[None, :], d[None, :])
+        scaled = _by_fours(sums, CH, BLOCK) * (low_scales * unit[None, :])[:, :, None]
+    else:
+        others = plus_products(tl.zeros(low.shape, tl.int32), high, c[None, :], d[None, :])
+        scaled = _by_fours(sums, CH, BLOCK) * low_scales + _by_fours(others, CH, BLOCK) * high_scales
+        scaled *= unit[None, :, None]
+    return tl.reshape(scaled, (BLOCK, CH * 4))
+
+
+@triton.jit
+def _by_fours(sums, CH: tl.constexpr, BLOCK: tl.constexpr):
+    """int32 (BLOCK, CH * 16) -> sums of the four words that a thread has, float32 (BLOCK, CH, 4)."""
+    return tl.sum(tl.reshape(sums, (BLOCK, CH, 4, 4)), axis=3).to(tl.float32)
 
 
 @triton.jit
@@ -60,6 +192,7 @@ def one_row(
     x_out,
     largest_of,
     total_of,
+    units,
     codes_0,
     scales_0,
     out_0,
@@ -80,6 +213,7 @@ def one_row(
     K: tl.constexpr,
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
+    READY: tl.constexpr,
     Y_PARTS: tl.constexpr,
     NORM: tl.constexpr,
     SHARES: tl.constexpr,
@@ -87,7 +221,7 @@ def one_row(
     ENDING: tl.constexpr,
     BLOCK: tl.constexpr,
     CH: tl.constexpr,
-    W: tl.constexpr,
+    RUNS: tl.constexpr,
 ):
     let_next_start(OVERLAPS)
     index, split = tl.program_id(0), tl.program_id(1)
@@ -100,58 +234,49 @@ def one_row(
         elif index >= first_1:
             codes, scales, out, M, block = codes_1, scales_1, out_1, m_1, index - first_1
     rows = block * BLOCK + tl.arange(0, BLOCK)
-    piece = split * CH + tl.arange(0, CH)
-    P: tl.constexpr = 128 // W
-    column = (tl.arange(0, P) * W)[:, None, None] + (piece * 128)[None, :, None] + tl.arange(0, W)[None, None, :]
-    inside = column < K
+    first_piece = split * RUNS * CH
+    pieces: tl.constexpr = (K + 127) // 128
 
-    first = stored(codes, rows, M, piece, K, BITS, 0, W)
-    second = stored(codes, rows, M, piece, K, BITS, 1, W) if W == 32 and BITS == 4 else first
-    of_rows = group_scales(scales, rows, M, piece, K, BITS, GROUP, W)
-    if ENDING == GEGLU:
-        up_first = stored(codes_1, rows, M, piece, K, BITS, 0, W)
-        up_second = stored(codes_1, rows, M, piece, K, BITS, 1, W) if W == 32 and BITS == 4 else up_first
-        of_up = group_scales(scales_1, rows, M, piece, K, BITS, GROUP, W)
-    values = weights(first, second, BITS, W)
-    if ENDING == GEGLU:
-        up_values = weights(up_first, up_second, BITS, W)
-    if Y_PARTS > 0:
-        closing = tl.load(y_weight + column, mask=inside, other=0.0)
-    if NORM:
-        norm = tl.load(norm_weight + column, mask=inside, other=0.0)
-    wait_for_inputs(OVERLAPS)
-
-    if SHARES > 1:
-        HEADS: tl.constexpr = CH * 128 // HD
-        of_heads = joined(x, largest_of, total_of, split * HEADS, HEADS, SHARES, HD)
-        taken = tl.permute(tl.reshape(of_heads, (CH, P, W)), (1, 0, 2))
+    asked = ()
+    for run in tl.static_range(RUNS):
+        piece = first_piece + run * CH + tl.arange(0, CH)
+        asked = asked + stored(codes, rows, M, first_piece + run * CH, K, BITS, CH)
+        asked = asked + group_scales(scales, rows, M, piece, K, BITS, GROUP)
+        if ENDING == GEGLU:
+            asked = asked + stored(codes_1, rows, M, first_piece + run * CH, K, BITS, CH)
+            asked = asked + group_scales(scales_1, rows, M, piece, K, BITS, GROUP)
+    if READY:
+        wait_for_inputs(OVERLAPS)
     else:
-        taken = tl.load(x + column, mask=inside, other=0.0).to(tl.float32)
+        piece = first_piece + tl.arange(0, CH)
+        a, b, c, d, unit = _made_ready(
+            *(x, norm_weight, y, y_weight, x_out, largest_of, total_of, eps, scale, piece, index == 0),
+            *(OVERLAPS, K, Y_PARTS, NORM, SHARES, HD, CH),
+        )
     if ENDING == GEGLU_OTHER:
         multiplied = tl.load(other + rows, mask=rows < M, other=0.0)
-    if Y_PARTS > 0:
-        added = tl.load(y + column, mask=inside, other=0.0).to(tl.float32)
-        for part in tl.static_range(1, Y_PARTS):
-            added += tl.load(y + part * K + column, mask=inside, other=0.0)
-        taken = (taken + added * tl.rsqrt(tl.sum(added * added) / K + eps) * closing) * scale
-        if index == 0:  # one program for all
-            tl.store(x_out + column, taken, mask=inside)
-    factor = 1.0
-    if NORM:
-        factor = tl.rsqrt(tl.sum(taken * taken) / K + eps)
-        taken *= norm
-    largest = tl.max(tl.max(tl.abs(taken), axis=2), axis=0)
-    high, low = high_and_low(taken, steps_in(largest)[None, :, None])
-    # columns last until the end, so that tensor cores find four of them in a word
-    high, low = tl.reshape(high, (P * CH, 1, W)), tl.reshape(low, (P * CH, 1, W))
-    bytes_ = tl.trans(tl.where((tl.arange(0, 2) == 0)[None, :, None], high, low), 0, 2, 1)
-
-    step = largest * factor / STEPS
-    result = _product(values, bytes_, of_rows, step, P, CH, BLOCK)
+    A: tl.constexpr = 8 if ENDING == GEGLU else 4  # asked for in a run
+    sums = tl.zeros((BLOCK, CH * 4), tl.float32)
+    up_sums = tl.zeros((BLOCK, CH * 4), tl.float32)
+    for run in tl.static_range(RUNS):
+        if READY:
+            piece = first_piece + run * CH + tl.arange(0, CH)
+            word = tl.arange(0, CH * 16)
+            at = x + (first_piece + run * CH) * 64 + word // 16 * 64 + word % 16
+            there = (first_piece + run * CH) * 16 + word < pieces * 16
+            a, b = tl.load(at, mask=there, other=0), tl.load(at + 16, mask=there, other=0)
+            c, d = tl.load(at + 32, mask=there, other=0), tl.load(at + 48, mask=there, other=0)
+            unit = tl.load(units + piece, mask=piece < pieces, other=0.0)
+        of_run = asked[run * A], asked[run * A + 1], asked[run * A + 2], asked[run * A + 3]
+        sums += _run(*of_run, a, b, c, d, unit, BITS, CH, BLOCK)
+        if ENDING == GEGLU:
+            of_run = asked[run * A + 4], asked[run * A + 5], asked[run * A + 6], asked[run * A + 7]
+            up_sums += _run(*of_run, a, b, c, d, unit, BITS, CH, BLOCK)
+    result = tl.sum(sums, axis=1)
     if ENDING == SOFTCAP:
         result = cap * tanh(result / cap)
     elif ENDING == GEGLU:
-        result = gelu(result) * _product(up_values, bytes_, of_up, step, P, CH, BLOCK)
+        result = gelu(result) * tl.sum(up_sums, axis=1)
     elif ENDING == GEGLU_OTHER:
         result = gelu(result) * multiplied
     tl.store(out + split * M + rows, rounded(result, out.dtype.element_ty), mask=rows < M)
