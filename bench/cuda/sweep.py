@@ -35,12 +35,16 @@ def product_tiles(columns: int, n_rows: int, *, double: bool) -> Iterator[Tile]:
     pieces = columns // 128
     whole = 1 << (pieces - 1).bit_length()
     if n_rows == 1:
-        for outputs, warps, count in product((16, 32, 64), (2, 4, 8, 16), (2, 4, 8, 16, 32)):
+        for outputs, warps, count in product((8, 16, 32), (4, 8), (1, 2, 4, 8, 16)):
             splits = pieces // count
             fits = count == whole if columns == D else splits * count == pieces and splits <= 8
             held = outputs * count * (2 if double else 1)
-            if fits and warps <= 2 * count and 32 * warps <= held <= 256 * warps:
+            if fits and 8 * warps <= held <= 128 * warps:
                 yield Tile(outputs, count, warps, splits=max(1, splits))
+        if columns == D:
+            for outputs, warps, registers in product((8, 16, 32, 64), (4, 8), (None, 80)):
+                if 2 * warps <= outputs <= 16 * warps:
+                    yield Tile(outputs, 4, warps, ready=True, registers=registers)
         return
     for outputs, count, warps, stages, splits in product((16, 32, 64, 128), (1, 2, 4), (4, 8), (3, 4), (1, 2, 4)):
         least = 2 * warps if count == 1 else 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from cellmd.backends.reference.operations import ReferenceOps
 from cellmd.config import ModelConfig
 from cellmd.container import Container
 from cellmd.models.gemma4 import Gemma4
+from cellmd.processors.features import Prompt
 from cellmd.quant.decode import decode
 from cellmd.quant.encode import encode
 from cellmd.quant.floats import bf16_to_f32, f32_to_bf16
@@ -30,6 +32,7 @@ from cellmd.quant.tensor import Coding, PackedTensor
 from cellmd.runtime.batch import Part, Sequence
 from cellmd.runtime.generate import Runner
 from cellmd.runtime.kv_cache import KvCache
+from cellmd.runtime.result import Result
 from naive_ops import packed
 
 pytestmark = pytest.mark.reference
@@ -314,6 +317,42 @@ def test_what_has_no_room_to_be_recorded_goes_on_as_it_did(gpu: Ops) -> None:
         for result in (gpu.replay(key, "doubled", doubled, [rows]), gpu.replay_whole(key, "doubled", doubled, [rows])):
             assert np.array_equal(gpu.to_numpy(result), np.full((3, 8), 2 * value))
     assert sum(seen) == 2
+
+
+def test_threads_have_handles_of_their_own(gpu: Ops) -> None:
+    """One after another, so that the system gives them the same number; what multiplies needs a handle for each."""
+
+    class Key: ...
+
+    key, x = Key(), gpu.floats(np.eye(8, dtype=np.float32))
+    results: list[Any] = []
+
+    def run() -> None:
+        results.extend(gpu.to_numpy(gpu.replay_whole(key, "product", lambda x: x @ x, [x])) for _ in range(2))
+
+    for _ in range(4):
+        thread = Thread(target=run)
+        thread.start()
+        thread.join()
+    assert len(results) == 8
+    assert all(np.array_equal(result, np.eye(8)) for result in results)
+
+
+def test_slots_come_back_from_the_disk(gpu: Ops, tmp_path: Path) -> None:
+    """Longer than window and chunk together, so that rings have gone round. What goes on from a saved slot is what
+    would have gone on from it in memory."""
+    model = Model(Container.open(model_cases.build(tmp_path, "tiny", "aggressive")), gpu, context=4096)
+    prompt = model_cases.text_prompt(2500)
+    longer = Prompt((*prompt.token_ids, 120, 121, 122))
+    results = []
+    for asked in ((prompt, longer), (longer,)):
+        scheduler = model.scheduler(slots=1, cache_dir=tmp_path / "saved")
+        for each in asked:
+            pieces = list(scheduler.stream(model.request(each, temperature=0.0, max_tokens=6)))
+            results.append(Result.of(pieces))
+        scheduler.close()
+    assert [result.usage.cached_tokens for result in results] == [0, 2500, 2500]
+    assert results[1].token_ids == results[2].token_ids
 
 
 LAST = 20

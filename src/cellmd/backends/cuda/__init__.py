@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +39,13 @@ def create(threads: int | None = None) -> CudaOps:
     tables = os.environ.get(TABLES, "host")
     if tables not in ("host", "device"):
         raise BackendError(f"the environment variable {TABLES} must be host or device, found {tables!r}")
+    works = () if "torch" in sys.modules else (_start_driver, _read_triton)
+    beside = [threading.Thread(target=work, name="cellmd-start") for work in works]
+    for thread in beside:
+        thread.start()
     check()
+    for thread in beside:
+        thread.join()
     if find_spec("triton") is None:
         from cellmd.backends.cuda.operations import CudaOps
     else:
@@ -70,3 +78,21 @@ def check() -> None:
             f"backend 'cuda' needs a GPU of compute capability {least} or higher; "
             f"{torch.cuda.get_device_name()} has {found}; use backend 'cpu'"
         )
+
+
+# What torch's import, more than a second, need not wait for, nor the first kernel for these.
+
+
+def _start_driver() -> None:
+    from cellmd.backends.cuda import driver
+
+    driver.start()
+
+
+def _read_triton() -> None:
+    """Triton finds kernels that an earlier process compiled by a checksum of all of itself: most of a second, which the
+    first kernel would wait for."""
+    with suppress(ImportError):
+        from triton.runtime.cache import triton_key
+
+        triton_key()

@@ -118,7 +118,7 @@ class Recording:
     def __init__(self, recorder: Recorder, inputs: Sequence[Input], n_rows: int | None) -> None:
         self._recorder = recorder
         self._by_row = n_rows is not None
-        self._ready: set[int] = set()
+        self._here = threading.local()
         self._fits = True
         self._graph: torch.cuda.CUDAGraph | None = None
         self._results: Any = None
@@ -137,15 +137,13 @@ class Recording:
     def run(self, function: Callable[..., Any], inputs: Sequence[Input]) -> Any:
         """What the function gives for inputs of at most so many rows."""
         self._fill(inputs)
-        thread = threading.get_ident()
-        if self._graph is None and self._fits and thread in self._ready:
+        if self._graph is None and self._fits and hasattr(self._here, "has_run"):
             try:
                 self._graph, self._results = self._recorder.record(lambda: function(*self._in_order(inputs)))
             except torch.OutOfMemoryError:
                 self._fits = False
         if self._graph is None:
-            # a thread's own handles of cuBLAS and cuDNN cannot be made while it records
-            self._ready.add(thread)
+            self._here.has_run = True  # a thread's own handles of cuBLAS and cuDNN cannot be made while it records
             with self._recorder.unrecorded():
                 results = function(*self._in_order(inputs))
         else:

@@ -2,11 +2,12 @@
 
 Bytes go up as they lie in the file, a block of rows at a time, and are taken apart there: the host only copies. INT4
 stays INT4 on the device. Scales are decoded, row factors folded in: float16 where that keeps each to its full 11 bits,
-else float32. Tables, of which only rows are looked up, stay on the host, in pinned memory that the device reads.
+else float32. Tables, of which only rows are looked up, stay on the host, where the device reads them.
 """
 
 from __future__ import annotations
 
+import mmap
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cellmd.backends.cuda import driver
 from cellmd.backends.cuda.kernels.layout import n_pieces, pack_int4, unpack_int4
 from cellmd.backends.ops import Clip
 from cellmd.errors import BackendError
@@ -189,9 +191,11 @@ class Upload:
         scales = scales[: shape[0]].contiguous()
         if self._floats == torch.float32:
             return scales
+        if coding.scale_dtype == "f16" and packed.row_factors is None:
+            return scales.half()
         sizes = scales.abs()
         exact = ((sizes >= _F16_SMALLEST) & (sizes <= _F16_LARGEST)) | (scales == 0)
-        return scales.half() if coding.scale_dtype == "f16" or bool(exact.all()) else scales
+        return scales.half() if bool(exact.all()) else scales
 
     def _moved(self, data: np.ndarray) -> torch.Tensor:
         """uint8 (n,) of the mapped file, on the device."""
@@ -222,39 +226,47 @@ class _Stage:
 
 
 class _SeenByDevice:
-    """Host memory, pinned, as what another library would hand over: torch makes a tensor of the device of it, without a
+    """Pinned host memory, as what another library would hand over: torch makes a tensor of the device of it, without a
     copy, and keeps this object, with the memory, as long as that lives."""
 
     def __init__(self, memory: np.ndarray) -> None:
-        cuda, address = torch.cuda.cudart(), memory.ctypes.data
-        failed = int(cuda.cudaHostRegister(address, memory.nbytes, _PORTABLE | _MAPPED))
-        if failed:
-            raise BackendError(
-                f"backend 'cuda': {memory.nbytes >> 20} MiB of host memory cannot be pinned (CUDA error {failed}); set "
-                "CELLMD_CUDA_TABLES=device to keep tables in the device's memory"
-            )
         self._memory = memory
-        self._unpinned = weakref.finalize(self, cuda.cudaHostUnregister, address)
         self.__cuda_array_interface__: dict[str, Any] = {
             "shape": memory.shape,
-            "typestr": "|u1",
-            "data": (address, False),
+            "typestr": memory.dtype.str,
+            "data": (memory.ctypes.data, False),
             "version": 2,
         }
 
 
-_PORTABLE, _MAPPED = 1, 2
-"""Flags of cudaHostRegister: for every context, and at an address of the device too."""
+def on_device(pinned: torch.Tensor) -> torch.Tensor:
+    """Pinned host memory as a tensor of the device, without a copy: every access goes over the bus."""
+    return torch.as_tensor(_SeenByDevice(pinned.numpy()), device="cuda")
 
 
 def _pinned(data: np.ndarray) -> torch.Tensor:
-    """A copy of uint8 (n,) in pinned host memory, as a tensor of the device. Every access goes over the bus.
+    """uint8 (n,) of the mapped file in pinned host memory, as a tensor of the device. Every access goes over the bus.
 
-    torch's own pinned memory comes in powers of two, and one thread would touch it: here several do.
+    The file's own pages, where the driver can pin those; else a copy. (torch's own pinned memory comes in powers of
+    two, and one thread would touch it: here several do.)
     """
-    memory = np.empty(data.size, np.uint8)
-    _copy(memory, data)
-    return torch.as_tensor(_SeenByDevice(memory), device="cuda")
+    torch.cuda.mem_get_info()  # the driver's calls are of the context that torch's bind to this thread
+    address = data.ctypes.data
+    first, last = address - address % mmap.PAGESIZE, address + data.nbytes
+    memory, failed = data, driver.pin(first, last - first, read_only=True)
+    if failed:
+        memory = np.empty(data.size, np.uint8)
+        _copy(memory, data)
+        first = memory.ctypes.data
+        failed = driver.pin(first, memory.nbytes)
+    if failed:
+        raise BackendError(
+            f"backend 'cuda': {data.nbytes >> 20} MiB of host memory cannot be pinned (CUDA error {failed}); set "
+            "CELLMD_CUDA_TABLES=device to keep tables in the device's memory"
+        )
+    seen = _SeenByDevice(memory)
+    weakref.finalize(seen, torch.cuda.cudart().cudaHostUnregister, first)
+    return torch.as_tensor(seen, device="cuda")
 
 
 def _copy(target: np.ndarray, source: np.ndarray) -> None:

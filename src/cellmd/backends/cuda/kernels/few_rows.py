@@ -85,7 +85,7 @@ def split_rows(
     column = piece[:, None] * 128 + tl.arange(0, 128)[None, :]
     wait_for_inputs(OVERLAPS)
     if SHARES > 1:
-        values = joined(x, largest_of, total_of, row * (K // 128) + piece, 0, 128, CH, SHARES, HD)
+        values = joined(x, largest_of, total_of, row * (K // 128) + piece, 0, 128, SHARES, HD)
     else:
         values = tl.load(x + row * K + column, mask=column < K, other=0.0).to(tl.float32)
     largest = tl.max(tl.abs(values), axis=1)

@@ -47,38 +47,41 @@ def both_bytes(part):
 
 
 @triton.jit
-def as_pairs(values, inverse, CH: tl.constexpr):
-    """values / step (CH, 64), rounded, two in a word of 32 bits, the first in its low half. Of each four the first two
-    and the others: int32 (CH * 16,) each."""
+def in_fours(values, inverse, CH: tl.constexpr):
+    """values / step (CH, 64), rounded, four in a word of 64 bits, the first in its lowest 16: int64 (CH * 16,)."""
     bits = (values * inverse + _ROUNDER).to(tl.int32, bitcast=True)  # of which the lowest 16 are the number
     even, odd = tl.split(tl.reshape(bits, (CH, 16, 2, 2)))
     first, second = tl.split((even & 0xFFFF) | (odd << 16))
-    return tl.reshape(first, (CH * 16,)), tl.reshape(second, (CH * 16,))
+    return tl.reshape((first.to(tl.int64) & 0xFFFFFFFF) | (second.to(tl.int64) << 32), (CH * 16,))
 
 
-_TWO_AND_TWO = tl.constexpr("{ .reg .s32 t; dp2a.lo.s32.s32 t, $3, $2, $1; dp2a.hi.s32.s32 $0, $4, $2, t; }")
+_TWO_AND_TWO = tl.constexpr("""{ .reg .b32 a, b; .reg .s32 t; mov.b64 {a, b}, $3;
+dp2a.lo.s32.s32 t, a, $2, $1; dp2a.hi.s32.s32 $0, b, $2, t; }""")
 
 
 @triton.jit
-def plus_products(sum_, bytes_, first, second):
-    """sum_ plus the products of four int8 in each word with four int16 in two: all int32."""
+def plus_products(sum_, bytes_, four):
+    """sum_ plus the products of four int8 in a word with four int16 in a word of 64 bits: int32."""
     if ASSEMBLY:
-        words = [sum_, bytes_, first, second]
-        return tl.inline_asm_elementwise(_TWO_AND_TWO, "=r,r,r,r,r", words, dtype=tl.int32, is_pure=True, pack=1)
+        words = [sum_, bytes_, four]
+        return tl.inline_asm_elementwise(_TWO_AND_TWO, "=r,r,r,l", words, dtype=tl.int32, is_pure=True, pack=1)
     else:
-        sum_ += ((bytes_ << 24) >> 24) * ((first << 16) >> 16) + ((bytes_ << 16) >> 24) * (first >> 16)
-        return sum_ + ((bytes_ << 8) >> 24) * ((second << 16) >> 16) + (bytes_ >> 24) * (second >> 16)
+        for i in tl.static_range(4):
+            sum_ += ((bytes_ << (24 - 8 * i)) >> 24) * ((four << (48 - 16 * i)) >> 48).to(tl.int32)
+        return sum_
 
 
 @triton.jit
 def stored(codes, rows, M, first_piece, K: tl.constexpr, BITS: tl.constexpr, CH: tl.constexpr):
-    """Words of CH pieces of the rows as they lie in memory, int32 (BLOCK, CH * 16): int4, all of them, twice; int8, those
-    of the low and of the high columns."""
+    """Words of CH pieces of the rows as they lie in memory, int32 (BLOCK, CH * 16): int4, all of them, twice; int8,
+    those of the low and of the high columns."""
     word = tl.arange(0, CH * 16)[None, :]
     pieces: tl.constexpr = (K + 127) // 128
     if BITS == 4:
         at = first_piece * 16 + word
-        found = tl.load(codes + rows[:, None] * (pieces * 16) + at, mask=(rows < M)[:, None] & (at < pieces * 16), other=0)
+        found = tl.load(
+            codes + rows[:, None] * (pieces * 16) + at, mask=(rows < M)[:, None] & (at < pieces * 16), other=0
+        )
         return found, found
     else:
         at = first_piece * 32 + word // 16 * 32 + word % 16

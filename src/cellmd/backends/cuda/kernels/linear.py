@@ -53,6 +53,7 @@ class Tile:
     stages: int = 3
     splits: int = 1
     ready: bool = False
+    registers: int | None = None
 
 
 def linear(
@@ -182,7 +183,10 @@ def _launch(
         before = [values] * 3 if residual is None else [residual.y, residual.weight, residual.out]
         inputs = values, values if norm_weight is None else norm_weight, *before
         scale = 1.0 if residual is None else residual.scale
-        closing = {"Y_PARTS": 0 if residual is None else residual.y.numel() // n_columns, "NORM": norm_weight is not None}
+        closing = {
+            "Y_PARTS": 0 if residual is None else residual.y.numel() // n_columns,
+            "NORM": norm_weight is not None,
+        }
         units = values
         if tile.ready:
             values, units = _made_ready(inputs, eps, scale, n_columns, closing)
@@ -195,6 +199,7 @@ def _launch(
             tile.warps,
             *(*inputs, largest, total, units, *arguments, other, eps, scale, cap),
             READY=tile.ready,
+            maxnreg=tile.registers,
             RUNS=triton.cdiv(pieces, tile.pieces * tile.splits),
             **closing,
             **attended,
@@ -223,14 +228,14 @@ def _launch(
 def _made_ready(
     inputs: Sequence[torch.Tensor], eps: float, scale: float, n_columns: int, closing: dict[str, object]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pairs and units of `ready_row`."""
+    """Fours and units of `ready_row`."""
     pieces, device = n_pieces(n_columns), inputs[0].device
-    pairs = torch.empty((pieces, PIECE // 2), dtype=torch.int32, device=device)
+    fours = torch.empty((pieces, PIECE // 4), dtype=torch.int64, device=device)
     units = torch.empty((pieces,), dtype=torch.float32, device=device)
     whole = ceil_power_of_2(pieces)
     warps = max(1, min(8, whole // 2))
-    launch(ready_row, (1,), device, warps, *inputs, pairs, units, eps, scale, K=n_columns, CH=whole, **closing)
-    return pairs, units
+    launch(ready_row, (1,), device, warps, *inputs, fours, units, eps, scale, K=n_columns, CH=whole, **closing)
+    return fours, units
 
 
 def _n_rows(x: torch.Tensor | Shares) -> int:
@@ -255,13 +260,9 @@ def _tile(n_rows: int, matrix: DeviceMatrix, *, double: bool) -> Tile:
         return Tile(16, 16, 8, 3)
     if whole > 16:
         return Tile(16, whole, min(whole // 2, 16))
-    if n_outputs >= _MANY_OUTPUTS:
-        return Tile(32 if n_outputs >= 1 << 16 else 16, min(whole, 4), 4, ready=True)
-    return Tile(16 if double or n_outputs < 1024 else 32, whole, min(2 * whole, 4))
-
-
-_MANY_OUTPUTS = 4096
-"""From so many on inputs are made ready by a launch of their own."""
+    if double or n_outputs >= 1 << 16:
+        return Tile(32, min(whole, 4), 4 if double else 8, ready=True)
+    return Tile(8 if n_outputs < 1024 else 32, whole, min(2 * whole, 4))
 
 
 def _open_tile(n_rows: int, matrix: DeviceMatrix) -> Tile:
@@ -273,6 +274,8 @@ def _open_tile(n_rows: int, matrix: DeviceMatrix) -> Tile:
         return _tile(n_rows, matrix, double=False)
     if pieces <= 2:
         return Tile(16, ceil_power_of_2(pieces), pieces)
+    if pieces == 48:
+        return Tile(32, 8, 8, splits=6)
     if pieces <= 32:
         return Tile(32, _HEAD_PIECES, 4, splits=triton.cdiv(pieces, _HEAD_PIECES))
     return Tile(32, 16, 8, splits=triton.cdiv(pieces, 16))

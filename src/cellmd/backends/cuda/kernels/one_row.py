@@ -1,5 +1,5 @@
-"""Products with one row. A program makes BLOCK outputs from RUNS times CH pieces of the columns; a warp has whole rows of
-weights, a thread words of them: eight weights, against which the inputs lie in its registers as pairs of 16 bits.
+"""Products with one row. A program makes BLOCK outputs from RUNS times CH pieces of the columns. A thread multiplies
+words of eight weights of several rows with the inputs that belong there, which it holds as numbers of 16 bits.
 
 A launch costs more than its arithmetic, so what comes before a small product is done in it, over and over in every
 program: the closing of the residual block before, x = (x + norm(y) * weight) * scale, and the norm of x; or the joining
@@ -21,9 +21,9 @@ from cellmd.backends.cuda.kernels.integers import (
     GEGLU_OTHER,
     SOFTCAP,
     STEPS,
-    as_pairs,
     group_scales,
     halves,
+    in_fours,
     plus_products,
     steps_in,
     stored,
@@ -38,18 +38,24 @@ def joined(
     piece,
     START: tl.constexpr,
     WIDTH: tl.constexpr,
-    CH: tl.constexpr,
     SHARES: tl.constexpr,
     HD: tl.constexpr,
 ):
-    """What attention left in shares (`attention.Shares`): columns from START of the pieces, float32 (CH, WIDTH)."""
-    line = (piece * 128 // HD)[:, None] * SHARES + tl.arange(0, SHARES)[None, :]
-    column = (piece * 128 % HD + START)[:, None, None] + tl.arange(0, WIDTH)[None, None, :]
-    parts = tl.load(partial + line[:, :, None] * HD + column)
+    """What attention left in shares (`attention.Shares`): columns from START of the pieces, float32 (CH, WIDTH). One
+    share after another: every thread has its own columns of all of them, and nothing is exchanged."""
+    line = piece * 128 // HD * SHARES
     best = tl.load(largest + line)
-    weight = tl.exp2(best - tl.max(best, axis=1)[:, None])
-    whole = tl.sum(weight * tl.load(total + line), axis=1)
-    return tl.sum(parts * weight[:, :, None], axis=1) / whole[:, None]
+    for share in tl.static_range(1, SHARES):
+        best = tl.maximum(best, tl.load(largest + line + share))
+    at = line[:, None] * HD + (piece * 128 % HD + START)[:, None] + tl.arange(0, WIDTH)[None, :]
+    weight = tl.exp2(tl.load(largest + line) - best)
+    whole = weight * tl.load(total + line)
+    sum_ = weight[:, None] * tl.load(partial + at)
+    for share in tl.static_range(1, SHARES):
+        weight = tl.exp2(tl.load(largest + line + share) - best)
+        whole += weight * tl.load(total + line + share)
+        sum_ += weight[:, None] * tl.load(partial + at + share * HD)
+    return sum_ / whole[:, None]
 
 
 @triton.jit
@@ -94,16 +100,16 @@ def _made_ready(
     HD: tl.constexpr,
     CH: tl.constexpr,
 ):
-    """Waits, and makes what is multiplied of the inputs: pairs of low and of high columns (`as_pairs`), int32 (CH * 16,)
-    four times, and what a unit of each piece is, float32 (CH,). writes: whether this program stores the new x."""
+    """Waits, and makes what is multiplied of the inputs: low and high columns (`in_fours`), int64 (CH * 16,) each, and
+    what a unit of each piece is, float32 (CH,). writes: whether this program stores the new x."""
     if Y_PARTS > 0:
         closing_low, closing_high = _half(y_weight, piece, 0, K), _half(y_weight, piece, 1, K)
     if NORM:
         norm_low, norm_high = _half(norm_weight, piece, 0, K), _half(norm_weight, piece, 1, K)
     wait_for_inputs(OVERLAPS)
     if SHARES > 1:
-        low = joined(x, largest_of, total_of, piece, 0, 64, CH, SHARES, HD)
-        high = joined(x, largest_of, total_of, piece, 64, 64, CH, SHARES, HD)
+        low = joined(x, largest_of, total_of, piece, 0, 64, SHARES, HD)
+        high = joined(x, largest_of, total_of, piece, 64, 64, SHARES, HD)
     else:
         low, high = _half(x, piece, 0, K), _half(x, piece, 1, K)
     if Y_PARTS > 0:
@@ -121,9 +127,7 @@ def _made_ready(
         high *= norm_high
     largest = tl.max(tl.maximum(tl.abs(low), tl.abs(high)), axis=1)
     inverse = steps_in(largest)[:, None]
-    a, b = as_pairs(low, inverse, CH)
-    c, d = as_pairs(high, inverse, CH)
-    return a, b, c, d, largest * factor / STEPS
+    return in_fours(low, inverse, CH), in_fours(high, inverse, CH), largest * factor / STEPS
 
 
 @triton.jit
@@ -133,7 +137,7 @@ def ready_row(
     y,
     y_weight,
     x_out,
-    pairs,
+    fours,
     units,
     eps,
     scale,
@@ -143,35 +147,34 @@ def ready_row(
     NORM: tl.constexpr,
     CH: tl.constexpr,
 ):
-    """What `one_row` would make ready in each program, once: pairs int32 (pieces, 4, 16), units float32 (pieces,)."""
+    """What `one_row` would make ready in each program, once: fours int64 (pieces, 2, 16), units float32 (pieces,)."""
     let_next_start(OVERLAPS)
     piece = tl.arange(0, CH)
-    a, b, c, d, unit = _made_ready(
+    low, high, unit = _made_ready(
         *(x, norm_weight, y, y_weight, x_out, x, x, eps, scale, piece, True),
         *(OVERLAPS, K, Y_PARTS, NORM, 1, 1, CH),
     )
     pieces: tl.constexpr = (K + 127) // 128
     word = tl.arange(0, CH * 16)
-    at, inside = pairs + word // 16 * 64 + word % 16, word < pieces * 16
-    tl.store(at, a, mask=inside)
-    tl.store(at + 16, b, mask=inside)
-    tl.store(at + 32, c, mask=inside)
-    tl.store(at + 48, d, mask=inside)
+    at, inside = fours + word // 16 * 32 + word % 16, word < pieces * 16
+    tl.store(at, low, mask=inside)
+    tl.store(at + 16, high, mask=inside)
     tl.store(units + piece, unit, mask=piece < pieces)
 
 
 @triton.jit
 def _run(
-    first, second, low_scales, high_scales, a, b, c, d, unit, BITS: tl.constexpr, CH: tl.constexpr, BLOCK: tl.constexpr
+    first, second, low_scales, high_scales, low, high, unit, BITS: tl.constexpr, CH: tl.constexpr, BLOCK: tl.constexpr
 ):
     """The products of a run of pieces, scaled, still to be summed: float32 (BLOCK, CH * 4)."""
-    low, high = halves(first, second, BITS)
-    sums = plus_products(tl.zeros(low.shape, tl.int32), low, a[None, :], b[None, :])
+    low_values, high_values = halves(first, second, BITS)
+    nothing = tl.zeros(low_values.shape, tl.int32)
+    sums = plus_products(nothing, low_values, low[None, :])
     if len(low_scales.shape) == 2:
-        sums = plus_products(sums, high, c[None, :], d[None, :])
+        sums = plus_products(sums, high_values, high[None, :])
         scaled = _by_fours(sums, CH, BLOCK) * (low_scales * unit[None, :])[:, :, None]
     else:
-        others = plus_products(tl.zeros(low.shape, tl.int32), high, c[None, :], d[None, :])
+        others = plus_products(nothing, high_values, high[None, :])
         scaled = _by_fours(sums, CH, BLOCK) * low_scales + _by_fours(others, CH, BLOCK) * high_scales
         scaled *= unit[None, :, None]
     return tl.reshape(scaled, (BLOCK, CH * 4))
@@ -249,7 +252,7 @@ def one_row(
         wait_for_inputs(OVERLAPS)
     else:
         piece = first_piece + tl.arange(0, CH)
-        a, b, c, d, unit = _made_ready(
+        low, high, unit = _made_ready(
             *(x, norm_weight, y, y_weight, x_out, largest_of, total_of, eps, scale, piece, index == 0),
             *(OVERLAPS, K, Y_PARTS, NORM, SHARES, HD, CH),
         )
@@ -262,16 +265,15 @@ def one_row(
         if READY:
             piece = first_piece + run * CH + tl.arange(0, CH)
             word = tl.arange(0, CH * 16)
-            at = x + (first_piece + run * CH) * 64 + word // 16 * 64 + word % 16
+            at = x + (first_piece + run * CH) * 32 + word // 16 * 32 + word % 16
             there = (first_piece + run * CH) * 16 + word < pieces * 16
-            a, b = tl.load(at, mask=there, other=0), tl.load(at + 16, mask=there, other=0)
-            c, d = tl.load(at + 32, mask=there, other=0), tl.load(at + 48, mask=there, other=0)
+            low, high = tl.load(at, mask=there, other=0), tl.load(at + 16, mask=there, other=0)
             unit = tl.load(units + piece, mask=piece < pieces, other=0.0)
         of_run = asked[run * A], asked[run * A + 1], asked[run * A + 2], asked[run * A + 3]
-        sums += _run(*of_run, a, b, c, d, unit, BITS, CH, BLOCK)
+        sums += _run(*of_run, low, high, unit, BITS, CH, BLOCK)
         if ENDING == GEGLU:
             of_run = asked[run * A + 4], asked[run * A + 5], asked[run * A + 6], asked[run * A + 7]
-            up_sums += _run(*of_run, a, b, c, d, unit, BITS, CH, BLOCK)
+            up_sums += _run(*of_run, low, high, unit, BITS, CH, BLOCK)
     result = tl.sum(sums, axis=1)
     if ENDING == SOFTCAP:
         result = cap * tanh(result / cap)
