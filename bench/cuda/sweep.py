@@ -42,9 +42,9 @@ def product_tiles(columns: int, n_rows: int, *, double: bool) -> Iterator[Tile]:
             if fits and 8 * warps <= held <= 128 * warps:
                 yield Tile(outputs, count, warps, splits=max(1, splits))
         if columns == D:
-            for outputs, warps, registers in product((8, 16, 32, 64), (4, 8), (None, 80)):
+            for outputs, warps in product((8, 16, 32, 64), (4, 8)):
                 if 2 * warps <= outputs <= 16 * warps:
-                    yield Tile(outputs, 4, warps, ready=True, registers=registers)
+                    yield Tile(outputs, 4, warps, ready=True)
         return
     for outputs, count, warps, stages, splits in product((16, 32, 64, 128), (1, 2, 4), (4, 8), (3, 4), (1, 2, 4)):
         least = 2 * warps if count == 1 else 0

@@ -351,7 +351,8 @@ def test_slots_come_back_from_the_disk(gpu: Ops, tmp_path: Path) -> None:
             pieces = list(scheduler.stream(model.request(each, temperature=0.0, max_tokens=6)))
             results.append(Result.of(pieces))
         scheduler.close()
-    assert [result.usage.cached_tokens for result in results] == [0, 2500, 2500]
+    assert results[0].usage.cached_tokens == 0
+    assert all(result.usage.cached_tokens >= 2500 for result in results[1:])  # also what was asked before is saved
     assert results[1].token_ids == results[2].token_ids
 
 

@@ -294,8 +294,11 @@ class FusedCudaOps(CudaOps, FusedOps):
         threading.Thread(target=self._start, name="cellmd-start").start()
 
     def _start(self) -> None:
-        """What the first kernel waits for, half a second: Triton's reading of itself, done while weights are bound."""
-        norms.rms_norm(torch.zeros((1, 1), device=self.device), None, 1.0)
+        """What first calls wait for, done while weights are bound: Triton's reading of itself, cuBLAS, code of torch's."""
+        x = torch.zeros((16, 16), device=self.device)
+        norms.rms_norm(x, None, 1.0)
+        torch.mm(x.to(self._products), x.to(self._products), out_dtype=torch.float32)
+        x.index_select(0, torch.zeros(1, dtype=torch.int32, device=self.device))
 
 
 def _takes(x: Tensor, *matrices: DeviceMatrix) -> bool:

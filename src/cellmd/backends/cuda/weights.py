@@ -176,26 +176,23 @@ class Upload:
         return DeviceTable(shape, bits, codes, scales, factors, coding.group_size or shape[1])
 
     def _scales(self, packed: PackedTensor, shape: tuple[int, int]) -> torch.Tensor:
+        """On the host: they are few, and the device need not be waited for to know whether float16 holds them."""
         coding = packed.coding
         assert packed.scales is not None
         assert coding.scale_dtype is not None
         n_groups = groups_of(shape[1], coding)
-        scales = _numbers(self._moved(_bytes(packed.scales)), coding.scale_dtype)
+        scales = _numbers(torch.from_numpy(_bytes(packed.scales).copy()), coding.scale_dtype)
         if coding.layout == "row":
             scales = scales.reshape(shape[0], n_groups)
         else:
             scales = scales.reshape(-1, n_groups, TILE_ROWS).transpose(1, 2).reshape(-1, n_groups)
-        scales = scales.float()
+        scales = scales[: shape[0]].float()
         if packed.row_factors is not None:
-            scales = scales * self._moved(_bytes(packed.row_factors)).view(torch.float32)[:, None]
-        scales = scales[: shape[0]].contiguous()
-        if self._floats == torch.float32:
-            return scales
-        if coding.scale_dtype == "f16" and packed.row_factors is None:
-            return scales.half()
-        sizes = scales.abs()
-        exact = ((sizes >= _F16_SMALLEST) & (sizes <= _F16_LARGEST)) | (scales == 0)
-        return scales.half() if bool(exact.all()) else scales
+            scales *= torch.from_numpy(packed.row_factors[: shape[0]].copy())[:, None]
+        if self._floats != torch.float32 and (coding.scale_dtype == "f16" or _fit_float16(scales)):
+            scales = scales.half()
+        bytes_ = _bytes(np.ascontiguousarray(scales.numpy()))
+        return self._moved(bytes_).view(scales.dtype).view(scales.shape)
 
     def _moved(self, data: np.ndarray) -> torch.Tensor:
         """uint8 (n,) of the mapped file, on the device."""
@@ -214,15 +211,15 @@ class _Stage:
 
     def __init__(self, device: torch.device) -> None:
         self._memory = torch.empty(_STAGE_BYTES, dtype=torch.uint8, pin_memory=True)
+        self._bytes = self._memory.numpy()
         self._free = torch.cuda.Event()
-        self._device = device
+        self._stream = torch.cuda.current_stream(device)
 
     def move(self, data: np.ndarray, target: torch.Tensor) -> None:
         self._free.synchronize()
-        part = self._memory[: data.size]
-        _copy(part.numpy(), data)
-        target.copy_(part, non_blocking=True)
-        self._free.record(torch.cuda.current_stream(self._device))
+        _copy(self._bytes[: data.size], data)
+        target.copy_(self._memory[: data.size], non_blocking=True)
+        self._free.record(self._stream)
 
 
 class _SeenByDevice:
@@ -313,6 +310,12 @@ def _scaled(values: torch.Tensor, scales: torch.Tensor | None, group_size: int, 
         grouped = values.reshape(n_rows, scales.shape[1], group_size).float() * scales.float()[..., None]
         return grouped.reshape(n_rows, n_columns).to(dtype)
     return (values.float() * scales.float().repeat_interleave(group_size, dim=1)[:, :n_columns]).to(dtype)
+
+
+def _fit_float16(scales: torch.Tensor) -> bool:
+    """Whether float16 keeps each of them to its full 11 bits, or is 0 as it is."""
+    sizes = scales.abs()
+    return bool((((sizes >= _F16_SMALLEST) & (sizes <= _F16_LARGEST)) | (sizes == 0)).all())
 
 
 def _numbers(stored: torch.Tensor, scale_dtype: str) -> torch.Tensor:

@@ -53,7 +53,6 @@ class Tile:
     stages: int = 3
     splits: int = 1
     ready: bool = False
-    registers: int | None = None
 
 
 def linear(
@@ -135,12 +134,11 @@ _MOST_PIECES = 64
 
 def joins(head_dim: int, output: DeviceMatrix) -> bool:
     """Whether the product with `output` takes what attention with heads of this width leaves in shares."""
-    whole_heads = head_dim % PIECE == 0 and _HEAD_PIECES % (head_dim // PIECE) == 0
-    return whole_heads and n_pieces(output.shape[1]) % _HEAD_PIECES == 0
+    return head_dim % PIECE == 0 and n_pieces(output.shape[1]) % _SHARED_PIECES == 0
 
 
-_HEAD_PIECES = 4
-"""Pieces that a program takes of what attention left in shares: of whole heads."""
+_SHARED_PIECES = 8
+"""Pieces that a program takes of what attention left in shares."""
 
 
 def _launch(
@@ -199,7 +197,6 @@ def _launch(
             tile.warps,
             *(*inputs, largest, total, units, *arguments, other, eps, scale, cap),
             READY=tile.ready,
-            maxnreg=tile.registers,
             RUNS=triton.cdiv(pieces, tile.pieces * tile.splits),
             **closing,
             **attended,
@@ -247,7 +244,8 @@ def _empty(x: torch.Tensor | Shares, shape: tuple[int, ...], dtype: torch.dtype)
 
 
 def _tile(n_rows: int, matrix: DeviceMatrix, *, double: bool) -> Tile:
-    """What was fastest on an H200 at the shapes of Gemma 4 E2B (bench/cuda)."""
+    """What was fastest on an H200 at the shapes of Gemma 4 E2B (bench/cuda); with one row, in a whole step, where a
+    kernel's instructions come anew from memory each time, so that few of them count as much as few threads."""
     n_outputs, n_columns = matrix.shape
     whole = ceil_power_of_2(n_pieces(n_columns))
     if n_rows > 8:
@@ -258,11 +256,11 @@ def _tile(n_rows: int, matrix: DeviceMatrix, *, double: bool) -> Tile:
         return Tile(16, min(whole, 8 if double else 16), min(whole, 8), 3)
     if whole > _MOST_PIECES:
         return Tile(16, 16, 8, 3)
-    if whole > 16:
-        return Tile(16, whole, min(whole // 2, 16))
-    if double or n_outputs >= 1 << 16:
-        return Tile(32, min(whole, 4), 4 if double else 8, ready=True)
-    return Tile(8 if n_outputs < 1024 else 32, whole, min(2 * whole, 4))
+    if double:
+        return Tile(32, min(whole, 4), 4, ready=True)
+    if n_outputs >= 1 << 16:
+        return Tile(16, min(whole, 4), 4, ready=True)
+    return Tile(8 if n_outputs < 1024 else 16, whole, min(2 * whole, 8))
 
 
 def _open_tile(n_rows: int, matrix: DeviceMatrix) -> Tile:
@@ -273,9 +271,8 @@ def _open_tile(n_rows: int, matrix: DeviceMatrix) -> Tile:
     if n_rows > 1:
         return _tile(n_rows, matrix, double=False)
     if pieces <= 2:
-        return Tile(16, ceil_power_of_2(pieces), pieces)
-    if pieces == 48:
-        return Tile(32, 8, 8, splits=6)
+        return Tile(8, pieces, 1)
     if pieces <= 32:
-        return Tile(32, _HEAD_PIECES, 4, splits=triton.cdiv(pieces, _HEAD_PIECES))
-    return Tile(32, 16, 8, splits=triton.cdiv(pieces, 16))
+        return Tile(16, _SHARED_PIECES, 8, splits=triton.cdiv(pieces, _SHARED_PIECES))
+    count = 16 if pieces <= 48 else 32
+    return Tile(16, count, 8, splits=triton.cdiv(pieces, count))
