@@ -294,7 +294,7 @@ class FusedCudaOps(CudaOps, FusedOps):
         threading.Thread(target=self._start, name="cellmd-start").start()
 
     def _start(self) -> None:
-        """What first calls wait for, done while weights are bound: Triton's reading of itself, cuBLAS, code of torch's."""
+        """What first calls wait for, done while weights are bound: Triton, cuBLAS, and code of torch's."""
         x = torch.zeros((16, 16), device=self.device)
         norms.rms_norm(x, None, 1.0)
         torch.mm(x.to(self._products), x.to(self._products), out_dtype=torch.float32)
