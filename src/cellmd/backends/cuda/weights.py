@@ -314,8 +314,8 @@ def _scaled(values: torch.Tensor, scales: torch.Tensor | None, group_size: int, 
 
 def _fit_float16(scales: torch.Tensor) -> bool:
     """Whether float16 keeps each of them to its full 11 bits, or is 0 as it is."""
-    sizes = scales.abs()
-    return bool((((sizes >= _F16_SMALLEST) & (sizes <= _F16_LARGEST)) | (sizes == 0)).all())
+    least, most = scales.abs().masked_fill_(scales == 0, 1.0).aminmax()
+    return bool(least >= _F16_SMALLEST) and bool(most <= _F16_LARGEST)
 
 
 def _numbers(stored: torch.Tensor, scale_dtype: str) -> torch.Tensor:

@@ -272,8 +272,8 @@ def decode_attention(
     n_rows, n_heads, head_dim = q.shape
     n_kv_heads = keys.shape[2]
     if tile is None:  # what was fastest on an H200 at the shapes of Gemma 4 E2B (bench/cuda)
-        short = n_rows == 1 and window > 0 and head_dim <= 256
-        tile = Tile(32, 8, 1) if short else Tile(32 if head_dim <= 256 else 16, 4, 3)
+        short = n_rows == 1 and window > 0 and head_dim <= 256  # a share is one block or two
+        tile = Tile(32 if head_dim <= 256 else 16, 8 if n_rows == 1 else 4, 1 if short else 3)
     reach = min(window, capacity) if window else keys.shape[1]
     if shares is None:
         shares = min(
