@@ -4,8 +4,8 @@
 
 What is fastest by itself, called again and again (`sweep.py`), need not be so among others: there a kernel's
 instructions come anew each time, and what it keeps busy is not there for the next. So one product after another gets
-the tile with which the whole step takes least, the others as they are best so far. Every candidate is compiled first, by
-so many processes. JSON lines: product, tile, microseconds of the step, in the order of speed.
+the tile with which the whole step takes least, the others as they are best so far. Every candidate is compiled first,
+by so many processes. JSON lines: product, tile, microseconds of the step, in the order of speed.
 """
 
 from __future__ import annotations
