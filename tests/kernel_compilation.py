@@ -64,8 +64,7 @@ def rest(n_rows: int) -> None:
         norms.turn_and_append_(q, kv, kv, q[0, 0], q[0, 0], 1e-6, turns, *where)
         raw = attention.Raw(q[0, 0], turns, 1e-6, kv, kv, q[0, 0])
         at = cache, cache, 1024, integers, integers, window
-        shares = attention.decode_attention(q, *at, raw=raw, joined=False, shares=4)
-        linear.open_linear(shares, matrix(D, 8 * head_dim, 4, 128))
+        attention.decode_attention(q, *at, raw=raw, shares=4)
         for attend in (attention.decode_attention, attention.prefill_attention):
             attend(q, cache, cache, 1024, integers, integers, window, dtype=torch.bfloat16)
     table = DeviceTable(

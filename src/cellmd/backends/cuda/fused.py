@@ -252,11 +252,9 @@ class FusedOps(TorchOps):
             q,
             *(cache.keys, cache.values, cache.capacity, slots.device, positions.device, window),
             raw=attend.Raw(q_weight, table, eps, k, v, k_weight),
-            joined=not few.joins(q.shape[2], output),
             dtype=_ACTIVATIONS,
         )
-        whole = attended if isinstance(attended, attend.Shares) else attended.view(q.shape[0], -1)
-        return few.open_linear(whole, output)
+        return few.open_linear(attended.view(q.shape[0], -1), output)
 
     def attention_bidirectional(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return plain_attention.bidirectional(q, k, v, self._products)

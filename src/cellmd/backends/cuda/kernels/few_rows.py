@@ -18,7 +18,6 @@ from cellmd.backends.cuda.kernels.integers import (
     high_and_low,
     steps_in,
 )
-from cellmd.backends.cuda.kernels.one_row import joined
 
 
 @triton.jit
@@ -66,28 +65,20 @@ def _scales(
 @triton.jit
 def split_rows(
     x,
-    largest_of,
-    total_of,
     bytes_,
     steps,
     OVERLAPS: tl.constexpr,
     K: tl.constexpr,
     CH: tl.constexpr,
-    SHARES: tl.constexpr,
-    HD: tl.constexpr,
 ):
-    """Rows of x as high and low bytes, (N, 2, pieces * 128), and the steps of their pieces (N, pieces). SHARES > 1:
-    x is what attention left in so many shares."""
+    """Rows of x as high and low bytes, (N, 2, pieces * 128), and the steps of their pieces (N, pieces)."""
     let_next_start(OVERLAPS)
     row = tl.program_id(0)
     piece = tl.program_id(1) * CH + tl.arange(0, CH)
     pieces: tl.constexpr = (K + 127) // 128
     column = piece[:, None] * 128 + tl.arange(0, 128)[None, :]
     wait_for_inputs(OVERLAPS)
-    if SHARES > 1:
-        values = joined(x, largest_of, total_of, row * (K // 128) + piece, 0, 128, SHARES, HD)
-    else:
-        values = tl.load(x + row * K + column, mask=column < K, other=0.0).to(tl.float32)
+    values = tl.load(x + row * K + column, mask=column < K, other=0.0).to(tl.float32)
     largest = tl.max(tl.abs(values), axis=1)
     high, low = high_and_low(values, steps_in(largest)[:, None])
     at, inside = row * (2 * pieces * 128) + column, column < pieces * 128

@@ -13,7 +13,6 @@ import torch
 import triton
 import triton.language as tl
 
-from cellmd.backends.cuda.kernels.attention import Shares
 from cellmd.backends.cuda.kernels.common import ceil_power_of_2, launch
 from cellmd.backends.cuda.kernels.few_rows import few_rows, split_rows
 from cellmd.backends.cuda.kernels.integers import GEGLU, GEGLU_OTHER, PLAIN, SOFTCAP
@@ -56,7 +55,7 @@ class Tile:
 
 
 def linear(
-    x: torch.Tensor | Shares,
+    x: torch.Tensor,
     matrices: Sequence[DeviceMatrix],
     *,
     norm_weight: torch.Tensor | None = None,
@@ -72,16 +71,16 @@ def linear(
     norm_weight (K,): the product is that of rms_norm(x, norm_weight, eps). residual: of x as it is after that closing,
     with the same eps. Both with one row alone, and K up to what one piece a step holds (`fits_one_step`).
     """
-    outs = tuple(_empty(x, (_n_rows(x), matrix.shape[0]), dtype) for matrix in matrices)
-    tile = tile or _tile(_n_rows(x), matrices[0], double=False)
+    outs = tuple(x.new_empty((x.shape[0], matrix.shape[0]), dtype=dtype) for matrix in matrices)
+    tile = tile or _tile(x.shape[0], matrices[0], double=False)
     _launch(x, matrices, outs, SOFTCAP if cap else PLAIN, norm_weight, residual, eps, tile, cap=cap)
     return outs
 
 
-def open_linear(x: torch.Tensor | Shares, matrix: DeviceMatrix, *, tile: Tile | None = None) -> torch.Tensor:
+def open_linear(x: torch.Tensor, matrix: DeviceMatrix, *, tile: Tile | None = None) -> torch.Tensor:
     """The product of x and one matrix in parts (S, N, M) float32, whose sum, in their order, it is."""
-    tile = tile or _open_tile(_n_rows(x), matrix)
-    parts = _empty(x, (tile.splits, _n_rows(x), matrix.shape[0]), torch.float32)
+    tile = tile or _open_tile(x.shape[0], matrix)
+    parts = x.new_empty((tile.splits, x.shape[0], matrix.shape[0]), dtype=torch.float32)
     _launch(x, (matrix,), (parts,), PLAIN, None, None, 0.0, tile)
     return parts
 
@@ -132,17 +131,8 @@ def fits_one_step(n_columns: int) -> bool:
 _MOST_PIECES = 64
 
 
-def joins(head_dim: int, output: DeviceMatrix) -> bool:
-    """Whether the product with `output` takes what attention with heads of this width leaves in shares."""
-    return head_dim % PIECE == 0 and n_pieces(output.shape[1]) % _SHARED_PIECES == 0
-
-
-_SHARED_PIECES = 8
-"""Pieces that a program takes of what attention left in shares."""
-
-
 def _launch(
-    x: torch.Tensor | Shares,
+    x: torch.Tensor,
     matrices: Sequence[DeviceMatrix],
     outs: Sequence[torch.Tensor],
     ending: tl.constexpr,
@@ -154,7 +144,7 @@ def _launch(
     cap: float = 0.0,
     other: torch.Tensor | None = None,
 ) -> None:
-    n_rows, first = _n_rows(x), matrices[0]
+    n_rows, first = x.shape[0], matrices[0]
     n_columns = first.shape[1]
     pieces = n_pieces(n_columns)
     fused = norm_weight is not None or residual is not None
@@ -166,8 +156,6 @@ def _launch(
         arguments += [codes, matrix.scales, out, matrix.shape[0] if k < len(matrices) else 0]
     blocks = sum(triton.cdiv(matrix.shape[0], tile.outputs) for matrix in matrices[: 1 if ending is GEGLU else None])
     grid = blocks, tile.splits
-    values, largest, total = (x.partial, x.largest, x.total) if isinstance(x, Shares) else (x, x, x)
-    attended = {"SHARES": x.n_shares, "HD": x.head_dim} if isinstance(x, Shares) else {"SHARES": 1, "HD": 1}
     constants = {
         "K": n_columns,
         "BITS": first.bits,
@@ -176,42 +164,38 @@ def _launch(
         "BLOCK": tile.outputs,
         "CH": tile.pieces,
     }
-    other = values if other is None else other
+    other = x if other is None else other
     if alone:
-        before = [values] * 3 if residual is None else [residual.y, residual.weight, residual.out]
-        inputs = values, values if norm_weight is None else norm_weight, *before
         scale = 1.0 if residual is None else residual.scale
-        closing = {
-            "Y_PARTS": 0 if residual is None else residual.y.numel() // n_columns,
-            "NORM": norm_weight is not None,
-        }
-        units = values
+        before = [x] * 3 if residual is None else [residual.y, residual.weight, residual.out]
+        inputs = [x, x if norm_weight is None else norm_weight, *before]
+        y_parts, normed = 0 if residual is None else residual.y.numel() // n_columns, norm_weight is not None
+        units = x
         if tile.ready:
-            values, units = _made_ready(inputs, eps, scale, n_columns, closing)
-            inputs = values, values, values, values, values
-            closing = {"Y_PARTS": 0, "NORM": False}
+            made, units = _made_ready(inputs, eps, scale, n_columns, Y_PARTS=y_parts, NORM=normed)
+            inputs, y_parts, normed = [made] * 5, 0, False
         launch(
             one_row,
             grid,
-            values.device,
+            x.device,
             tile.warps,
-            *(*inputs, largest, total, units, *arguments, other, eps, scale, cap),
+            *(*inputs, units, *arguments, other, eps, scale, cap),
             READY=tile.ready,
             RUNS=triton.cdiv(pieces, tile.pieces * tile.splits),
-            **closing,
-            **attended,
+            Y_PARTS=y_parts,
+            NORM=normed,
             **constants,
         )
         return
-    bytes_ = torch.empty((n_rows, 2, pieces * PIECE), dtype=torch.int8, device=values.device)
-    steps = torch.empty((n_rows, pieces), dtype=torch.float32, device=values.device)
-    chunk = min(16, ceil_power_of_2(pieces)) if not isinstance(x, Shares) else max(1, x.head_dim // PIECE)
-    into = values, largest, total, bytes_, steps
-    launch(split_rows, (n_rows, triton.cdiv(pieces, chunk)), values.device, 4, *into, K=n_columns, CH=chunk, **attended)
+    bytes_ = torch.empty((n_rows, 2, pieces * PIECE), dtype=torch.int8, device=x.device)
+    steps = torch.empty((n_rows, pieces), dtype=torch.float32, device=x.device)
+    chunk = min(16, ceil_power_of_2(pieces))
+    into = x, bytes_, steps
+    launch(split_rows, (n_rows, triton.cdiv(pieces, chunk)), x.device, 4, *into, K=n_columns, CH=chunk)
     launch(
         few_rows,
         grid,
-        values.device,
+        x.device,
         tile.warps,
         *(bytes_, steps, *arguments, other, other.stride(0), n_rows, cap),
         BN=ceil_power_of_2(n_rows),
@@ -223,7 +207,7 @@ def _launch(
 
 
 def _made_ready(
-    inputs: Sequence[torch.Tensor], eps: float, scale: float, n_columns: int, closing: dict[str, object]
+    inputs: Sequence[torch.Tensor], eps: float, scale: float, n_columns: int, **constants: object
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Fours and units of `ready_row`."""
     pieces, device = n_pieces(n_columns), inputs[0].device
@@ -231,16 +215,8 @@ def _made_ready(
     units = torch.empty((pieces,), dtype=torch.float32, device=device)
     whole = ceil_power_of_2(pieces)
     warps = max(1, min(8, whole // 2))
-    launch(ready_row, (1,), device, warps, *inputs, fours, units, eps, scale, K=n_columns, CH=whole, **closing)
+    launch(ready_row, (1,), device, warps, *inputs, fours, units, eps, scale, K=n_columns, CH=whole, **constants)
     return fours, units
-
-
-def _n_rows(x: torch.Tensor | Shares) -> int:
-    return int((x.largest if isinstance(x, Shares) else x).shape[0])
-
-
-def _empty(x: torch.Tensor | Shares, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    return (x.partial if isinstance(x, Shares) else x).new_empty(shape, dtype=dtype)
 
 
 def _tile(n_rows: int, matrix: DeviceMatrix, *, double: bool) -> Tile:
@@ -273,6 +249,6 @@ def _open_tile(n_rows: int, matrix: DeviceMatrix) -> Tile:
     if pieces <= 2:
         return Tile(8, pieces, 1)
     if pieces <= 32:
-        return Tile(16, _SHARED_PIECES, 8, splits=triton.cdiv(pieces, _SHARED_PIECES))
+        return Tile(16, 8, 8, splits=triton.cdiv(pieces, 8))
     count = 16 if pieces <= 48 else 32
     return Tile(16, count, 8, splits=triton.cdiv(pieces, count))

@@ -2,9 +2,9 @@
 words of eight weights of several rows with the inputs that belong there, which it holds as numbers of 16 bits.
 
 A launch costs more than its arithmetic, so what comes before a small product is done in it, over and over in every
-program: the closing of the residual block before, x = (x + norm(y) * weight) * scale, and the norm of x; or the joining
-of what attention left in shares. Where programs are many it costs more than a launch: there `ready_row` does it once
-(READY). Whatever does not depend on launches before is asked for before they are waited for: weights, scales, norms.
+program: the closing of the residual block before, x = (x + norm(y) * weight) * scale, and the norm of x. Where programs
+are many it costs more than a launch: there `ready_row` does it once (READY). Whatever does not depend on launches
+before is asked for before they are waited for: weights, scales, norms.
 
 With several programs to the columns (SPLITS > 1) each gives its own sum, (SPLITS, M), and whoever takes the result
 adds them up, always in the same order.
@@ -28,34 +28,6 @@ from cellmd.backends.cuda.kernels.integers import (
     steps_in,
     stored,
 )
-
-
-@triton.jit
-def joined(
-    partial,
-    largest,
-    total,
-    piece,
-    START: tl.constexpr,
-    WIDTH: tl.constexpr,
-    SHARES: tl.constexpr,
-    HD: tl.constexpr,
-):
-    """What attention left in shares (`attention.Shares`): columns from START of the pieces, float32 (CH, WIDTH). One
-    share after another: every thread has its own columns of all of them, and nothing is exchanged."""
-    line = piece * 128 // HD * SHARES
-    best = tl.load(largest + line)
-    for share in tl.static_range(1, SHARES):
-        best = tl.maximum(best, tl.load(largest + line + share))
-    at = line[:, None] * HD + (piece * 128 % HD + START)[:, None] + tl.arange(0, WIDTH)[None, :]
-    weight = tl.exp2(tl.load(largest + line) - best)
-    whole = weight * tl.load(total + line)
-    sum_ = weight[:, None] * tl.load(partial + at)
-    for share in tl.static_range(1, SHARES):
-        weight = tl.exp2(tl.load(largest + line + share) - best)
-        whole += weight * tl.load(total + line + share)
-        sum_ += weight[:, None] * tl.load(partial + at + share * HD)
-    return sum_ / whole[:, None]
 
 
 @triton.jit
@@ -86,8 +58,6 @@ def _made_ready(
     y,
     y_weight,
     x_out,
-    largest_of,
-    total_of,
     eps,
     scale,
     piece,
@@ -96,8 +66,6 @@ def _made_ready(
     K: tl.constexpr,
     Y_PARTS: tl.constexpr,
     NORM: tl.constexpr,
-    SHARES: tl.constexpr,
-    HD: tl.constexpr,
     CH: tl.constexpr,
 ):
     """Waits, and makes what is multiplied of the inputs: low and high columns (`in_fours`), int64 (CH * 16,) each, and
@@ -107,11 +75,7 @@ def _made_ready(
     if NORM:
         norm_low, norm_high = _half(norm_weight, piece, 0, K), _half(norm_weight, piece, 1, K)
     wait_for_inputs(OVERLAPS)
-    if SHARES > 1:
-        low = joined(x, largest_of, total_of, piece, 0, 64, SHARES, HD)
-        high = joined(x, largest_of, total_of, piece, 64, 64, SHARES, HD)
-    else:
-        low, high = _half(x, piece, 0, K), _half(x, piece, 1, K)
+    low, high = _half(x, piece, 0, K), _half(x, piece, 1, K)
     if Y_PARTS > 0:
         added_low, added_high = _added(y, piece, 0, K, Y_PARTS), _added(y, piece, 1, K, Y_PARTS)
         factor_y = tl.rsqrt(tl.sum(added_low * added_low + added_high * added_high) / K + eps)
@@ -151,8 +115,7 @@ def ready_row(
     let_next_start(OVERLAPS)
     piece = tl.arange(0, CH)
     low, high, unit = _made_ready(
-        *(x, norm_weight, y, y_weight, x_out, x, x, eps, scale, piece, True),
-        *(OVERLAPS, K, Y_PARTS, NORM, 1, 1, CH),
+        *(x, norm_weight, y, y_weight, x_out, eps, scale, piece, True, OVERLAPS, K, Y_PARTS, NORM, CH)
     )
     pieces: tl.constexpr = (K + 127) // 128
     word = tl.arange(0, CH * 16)
@@ -193,8 +156,6 @@ def one_row(
     y,
     y_weight,
     x_out,
-    largest_of,
-    total_of,
     units,
     codes_0,
     scales_0,
@@ -219,8 +180,6 @@ def one_row(
     READY: tl.constexpr,
     Y_PARTS: tl.constexpr,
     NORM: tl.constexpr,
-    SHARES: tl.constexpr,
-    HD: tl.constexpr,
     ENDING: tl.constexpr,
     BLOCK: tl.constexpr,
     CH: tl.constexpr,
@@ -253,8 +212,7 @@ def one_row(
     else:
         piece = first_piece + tl.arange(0, CH)
         low, high, unit = _made_ready(
-            *(x, norm_weight, y, y_weight, x_out, largest_of, total_of, eps, scale, piece, index == 0),
-            *(OVERLAPS, K, Y_PARTS, NORM, SHARES, HD, CH),
+            *(x, norm_weight, y, y_weight, x_out, eps, scale, piece, index == 0, OVERLAPS, K, Y_PARTS, NORM, CH)
         )
     if ENDING == GEGLU_OTHER:
         multiplied = tl.load(other + rows, mask=rows < M, other=0.0)
