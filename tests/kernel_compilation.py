@@ -64,7 +64,9 @@ def rest(n_rows: int) -> None:
         norms.turn_and_append_(q, kv, kv, q[0, 0], q[0, 0], 1e-6, turns, *where)
         raw = attention.Raw(q[0, 0], turns, 1e-6, kv, kv, q[0, 0])
         at = cache, cache, 1024, integers, integers, window
-        attention.decode_attention(q, *at, raw=raw, shares=4)
+        joined = not linear.joins(n_rows, head_dim)
+        shares = attention.decode_attention(q, *at, raw=raw, joined=joined, shares=4)
+        linear.open_linear(shares.view(n_rows, -1) if joined else shares, matrix(D, 8 * head_dim, 4, 128))
         for attend in (attention.decode_attention, attention.prefill_attention):
             attend(q, cache, cache, 1024, integers, integers, window, dtype=torch.bfloat16)
     table = DeviceTable(

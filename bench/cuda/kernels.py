@@ -118,7 +118,9 @@ def attention(table: Table, n_rows: int, context: int) -> None:
         q = torch.randn(n_rows, HEADS, head_dim, device="cuda")
         at, window = (places, slots, positions), 0 if full else WINDOW
         raw = Raw(norm(head_dim), torch.rand(n_rows, 2, 64, device="cuda"), EPS)
-        us = call_us([partial(decode_attention, q, *one, *at, window, raw=raw, dtype=BF16) for one in caches])
+        us = call_us(
+            [partial(decode_attention, q, *one, *at, window, raw=raw, joined=n_rows == 1, dtype=BF16) for one in caches]
+        )
         name = f"attention {'full' if full else 'window'} {context}"
         table.add(name, n_rows, us, n_bytes, 4 * n_rows * HEADS * seen * head_dim)
 

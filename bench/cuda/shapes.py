@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cellmd.backends.cuda.kernels.attention import Raw, decode_attention
+from cellmd.backends.cuda.kernels.attention import Raw, Shares, decode_attention
 from cellmd.backends.cuda.kernels.layout import n_pieces
 from cellmd.backends.cuda.kernels.linear import Residual, geglu, linear, open_linear
 from cellmd.backends.cuda.kernels.lookup import embed, per_layer_inputs
@@ -131,8 +131,9 @@ class Step:
         cache = self.caches[index if index < WRITERS else (14 if layer.full else 13)]
         raw = Raw(norms["q"], self.turns[layer.full], EPS, *(part.view(shape) for part in written), k_weight=norms["k"])
         at = *cache, self.slots, self.positions, 0 if layer.full else WINDOW
-        attended = decode_attention(q.view(shape), *at, raw=raw, dtype=BF16)
-        chain.add(open_linear(attended.view(n, -1), layer.output), norms["attention"])
+        attended = decode_attention(q.view(shape), *at, raw=raw, joined=n == 1, dtype=BF16)
+        whole = attended if isinstance(attended, Shares) else attended.view(n, -1)
+        chain.add(open_linear(whole, layer.output), norms["attention"])
         chain.add(open_linear(chain.geglu(layer.gate, layer.up, norms["ffn"]), layer.down), norms["ffn_out"])
         chain.add(open_linear(chain.geglu(layer.own_gate, own, None), layer.own_projection), norms["own"], 0.5)
 

@@ -126,7 +126,7 @@ def attention_calls(full: bool, context: int, n_rows: int, shares: int, tile: at
     slots, positions = torch.arange(n_rows, **integers), torch.full((n_rows,), context - 1, **integers)
     q = torch.randn(n_rows, HEADS, head_dim, device="cuda")
     raw = attend.Raw(norm(head_dim), torch.rand(n_rows, 2, 64, device="cuda"), EPS)
-    options = {"raw": raw, "dtype": BF16, "shares": shares, "tile": tile}
+    options = {"raw": raw, "joined": n_rows == 1, "dtype": BF16, "shares": shares, "tile": tile}
     return [partial(attend.decode_attention, q, *one, places, slots, positions, window, **options) for one in caches]
 
 

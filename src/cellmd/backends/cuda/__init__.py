@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,19 +39,18 @@ def create(threads: int | None = None) -> CudaOps:
     tables = os.environ.get(TABLES, "host")
     if tables not in ("host", "device"):
         raise BackendError(f"the environment variable {TABLES} must be host or device, found {tables!r}")
-    with _nothing_collected():
-        works = () if "torch" in sys.modules else (_start_driver, _read_triton)
-        beside = [threading.Thread(target=work, name="cellmd-start") for work in works]
-        for thread in beside:
-            thread.start()
-        check()
-        for thread in beside:
-            thread.join()
-        if find_spec("triton") is None:
-            from cellmd.backends.cuda.operations import CudaOps
-        else:
-            from cellmd.backends.cuda.fused import FusedCudaOps as CudaOps
-        return CudaOps("cuda", tables_on_device=tables == "device")
+    works = () if "torch" in sys.modules else (_start_driver, _read_triton)
+    beside = [threading.Thread(target=work, name="cellmd-start") for work in works]
+    for thread in beside:
+        thread.start()
+    check()
+    for thread in beside:
+        thread.join()
+    if find_spec("triton") is None:
+        from cellmd.backends.cuda.operations import CudaOps
+    else:
+        from cellmd.backends.cuda.fused import FusedCudaOps as CudaOps
+    return CudaOps("cuda", tables_on_device=tables == "device")
 
 
 def check() -> None:
@@ -81,18 +78,6 @@ def check() -> None:
             f"backend 'cuda' needs a GPU of compute capability {least} or higher; "
             f"{torch.cuda.get_device_name()} has {found}; use backend 'cpu'"
         )
-
-
-@contextmanager
-def _nothing_collected() -> Iterator[None]:
-    """What imports make stays, and Python looks for garbage among it again and again: a sixth of their time."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
 
 
 # What torch's import, more than a second, need not wait for, nor the first kernel for these.

@@ -252,9 +252,11 @@ class FusedOps(TorchOps):
             q,
             *(cache.keys, cache.values, cache.capacity, slots.device, positions.device, window),
             raw=attend.Raw(q_weight, table, eps, k, v, k_weight),
+            joined=not few.joins(q.shape[0], q.shape[2]),
             dtype=_ACTIVATIONS,
         )
-        return few.open_linear(attended.view(q.shape[0], -1), output)
+        whole = attended if isinstance(attended, attend.Shares) else attended.view(q.shape[0], -1)
+        return few.open_linear(whole, output)
 
     def attention_bidirectional(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return plain_attention.bidirectional(q, k, v, self._products)

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from cellmd.backends.cuda.kernels.attention import Raw, decode_attention, prefill_attention
+from cellmd.backends.cuda.kernels.attention import Raw, Shares, decode_attention, prefill_attention
+from cellmd.backends.cuda.kernels.linear import joins, open_linear
 from cellmd.backends.cuda.kernels.norms import turn_and_append_
-from kernel_numbers import BF16
+from kernel_numbers import BF16, matrix
 
 pytestmark = pytest.mark.reference
 
@@ -146,6 +147,23 @@ def test_attention_from_raw_products(device: str, name: str, shares: int | None,
         assert bool(((mine - theirs).abs() <= BF16 * theirs.abs()).all())
     assert turned_q is not None
     held(y, turned_q, keys, values, case)
+
+
+@pytest.mark.parametrize("n_rows", [2, 3])
+@pytest.mark.parametrize("head_dim", [128, 256])
+def test_shares_are_joined_by_the_product_that_takes_them(device: str, n_rows: int, head_dim: int) -> None:
+    case = Case(8, 1, head_dim, 100, 0, [2, 0, 1][:n_rows], [90, 0, 31][:n_rows])
+    q, keys, values, *integers = inputs(case, device)
+    at = q, keys, values, case.capacity, *integers, 0
+    output = matrix(device, 48, 8 * head_dim, 4, 128)
+    assert joins(n_rows, head_dim)
+    shares = decode_attention(*at, joined=False, shares=8)
+    assert isinstance(shares, Shares)
+    whole = decode_attention(*at, shares=8).view(n_rows, -1)
+    y, z = open_linear(shares, output).sum(0), open_linear(whole, output).sum(0)
+    # the same numbers in other orders of their sums, which may round a step of the product's integers otherwise
+    bound = 2.0**-13 * (whole.abs() @ output.decoded(torch.float32).abs().T)
+    assert bool(((y - z).abs() <= bound).all())
 
 
 def inputs(case: Case, device: str) -> tuple[torch.Tensor, ...]:

@@ -31,6 +31,10 @@ _PROGRAMS = 256
 """About so many share the keys of a few rows: twice the multiprocessors of an H100."""
 
 
+_MOST_JOINED = 16
+"""Shares that are joined by whoever takes the result; more are joined by a launch of its own."""
+
+
 @dataclass(frozen=True)
 class Tile:
     """positions at a time, warps, stages: loads under way; rows of a block, in `prefill_attention`."""
@@ -39,6 +43,25 @@ class Tile:
     warps: int
     stages: int
     rows: int = 0
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Attention of few rows that is still to be joined. Each of S shares of the positions gives, float32, the values
+    summed with the weights exp2(score - largest), partial (N, H, S, hd), the largest score and the sum of the weights,
+    largest and total (N, H, S); scores are in powers of two."""
+
+    partial: torch.Tensor
+    largest: torch.Tensor
+    total: torch.Tensor
+
+    @property
+    def n_shares(self) -> int:
+        return int(self.largest.shape[2])
+
+    @property
+    def head_dim(self) -> int:
+        return int(self.partial.shape[3])
 
 
 @dataclass(frozen=True)
@@ -233,15 +256,17 @@ def decode_attention(
     window: int,
     *,
     raw: Raw | None = None,
+    joined: bool = True,
     dtype: torch.dtype = torch.float32,
     shares: int | None = None,
     tile: Tile | None = None,
-) -> torch.Tensor:
+) -> torch.Tensor | Shares:
     """`Ops.attention` for few rows. q (N, H, hd) float32 or bfloat16; keys and values (n_slots, places, Hkv, hd), of
     which position p lies at p mod capacity (places may be fewer, while no position lies beyond them); slots and
-    positions int32 (N,). (N, H, hd) of `dtype`.
+    positions int32 (N,). (N, H, hd) of `dtype`, or, if it need not be joined, maybe `Shares`.
 
-    The positions of each row are cut into `shares` of whole blocks; a second launch joins them. raw: q as it comes from
+    The positions of each row are cut into `shares` of whole blocks; a second launch joins them, if they are many or
+    have to be. raw: q as it comes from
     its product, and maybe keys and values; then each row has a slot of its own, or is another's repetition.
     """
     n_rows, n_heads, head_dim = q.shape
@@ -288,6 +313,8 @@ def decode_attention(
     )
     if not split:
         return out
+    if not joined and shares <= _MOST_JOINED:
+        return Shares(partial, largest, total)
     width = min(64, ceil_power_of_2(head_dim))
     grid = n_rows * n_heads, triton.cdiv(head_dim, width)
     launch(_join, grid, q.device, 4, partial, largest, total, out, HD=head_dim, SHARES=shares, WIDTH=width)

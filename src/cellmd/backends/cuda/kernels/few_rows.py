@@ -63,22 +63,49 @@ def _scales(
 
 
 @triton.jit
+def _joined(partial, largest, total, piece, SHARES: tl.constexpr, HD: tl.constexpr):
+    """Pieces of what attention left in shares (`attention.Shares`), float32 (CH, 128). One share after another: every
+    thread has its own columns of all of them, and nothing is exchanged."""
+    line = piece * 128 // HD * SHARES
+    best = tl.load(largest + line)
+    for share in tl.static_range(1, SHARES):
+        best = tl.maximum(best, tl.load(largest + line + share))
+    at = line[:, None] * HD + (piece * 128 % HD)[:, None] + tl.arange(0, 128)[None, :]
+    weight = tl.exp2(tl.load(largest + line) - best)
+    whole = weight * tl.load(total + line)
+    sum_ = weight[:, None] * tl.load(partial + at)
+    for share in tl.static_range(1, SHARES):
+        weight = tl.exp2(tl.load(largest + line + share) - best)
+        whole += weight * tl.load(total + line + share)
+        sum_ += weight[:, None] * tl.load(partial + at + share * HD)
+    return sum_ / whole[:, None]
+
+
+@triton.jit
 def split_rows(
     x,
+    largest_of,
+    total_of,
     bytes_,
     steps,
     OVERLAPS: tl.constexpr,
     K: tl.constexpr,
     CH: tl.constexpr,
+    SHARES: tl.constexpr,
+    HD: tl.constexpr,
 ):
-    """Rows of x as high and low bytes, (N, 2, pieces * 128), and the steps of their pieces (N, pieces)."""
+    """Rows of x as high and low bytes, (N, 2, pieces * 128), and the steps of their pieces (N, pieces). SHARES > 1:
+    x is what attention left in so many shares."""
     let_next_start(OVERLAPS)
     row = tl.program_id(0)
     piece = tl.program_id(1) * CH + tl.arange(0, CH)
     pieces: tl.constexpr = (K + 127) // 128
     column = piece[:, None] * 128 + tl.arange(0, 128)[None, :]
     wait_for_inputs(OVERLAPS)
-    values = tl.load(x + row * K + column, mask=column < K, other=0.0).to(tl.float32)
+    if SHARES > 1:
+        values = _joined(x, largest_of, total_of, row * (K // 128) + piece, SHARES, HD)
+    else:
+        values = tl.load(x + row * K + column, mask=column < K, other=0.0).to(tl.float32)
     largest = tl.max(tl.abs(values), axis=1)
     high, low = high_and_low(values, steps_in(largest)[:, None])
     at, inside = row * (2 * pieces * 128) + column, column < pieces * 128

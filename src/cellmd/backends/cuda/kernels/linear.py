@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from cellmd.backends.cuda.kernels.attention import Shares
 from cellmd.backends.cuda.kernels.common import ceil_power_of_2, launch
 from cellmd.backends.cuda.kernels.few_rows import few_rows, split_rows
 from cellmd.backends.cuda.kernels.integers import GEGLU, GEGLU_OTHER, PLAIN, SOFTCAP
@@ -77,10 +78,13 @@ def linear(
     return outs
 
 
-def open_linear(x: torch.Tensor, matrix: DeviceMatrix, *, tile: Tile | None = None) -> torch.Tensor:
-    """The product of x and one matrix in parts (S, N, M) float32, whose sum, in their order, it is."""
-    tile = tile or _open_tile(x.shape[0], matrix)
-    parts = x.new_empty((tile.splits, x.shape[0], matrix.shape[0]), dtype=torch.float32)
+def open_linear(x: torch.Tensor | Shares, matrix: DeviceMatrix, *, tile: Tile | None = None) -> torch.Tensor:
+    """The product of x and one matrix in parts (S, N, M) float32, whose sum, in their order, it is. Shares of more than
+    one row are joined on the way, if their heads are whole pieces (`joins`)."""
+    rows = x.largest if isinstance(x, Shares) else x
+    n_rows = rows.shape[0]
+    tile = tile or _open_tile(n_rows, matrix)
+    parts = rows.new_empty((tile.splits, n_rows, matrix.shape[0]), dtype=torch.float32)
     _launch(x, (matrix,), (parts,), PLAIN, None, None, 0.0, tile)
     return parts
 
@@ -131,8 +135,14 @@ def fits_one_step(n_columns: int) -> bool:
 _MOST_PIECES = 64
 
 
+def joins(n_rows: int, head_dim: int) -> bool:
+    """Whether `open_linear` takes what attention of so many rows, with heads of this width, leaves in shares. With one
+    row a launch of its own is faster."""
+    return n_rows > 1 and head_dim % PIECE == 0
+
+
 def _launch(
-    x: torch.Tensor,
+    x: torch.Tensor | Shares,
     matrices: Sequence[DeviceMatrix],
     outs: Sequence[torch.Tensor],
     ending: tl.constexpr,
@@ -144,6 +154,7 @@ def _launch(
     cap: float = 0.0,
     other: torch.Tensor | None = None,
 ) -> None:
+    shares, x = (x, x.partial) if isinstance(x, Shares) else (None, x)
     n_rows, first = x.shape[0], matrices[0]
     n_columns = first.shape[1]
     pieces = n_pieces(n_columns)
@@ -189,9 +200,13 @@ def _launch(
         return
     bytes_ = torch.empty((n_rows, 2, pieces * PIECE), dtype=torch.int8, device=x.device)
     steps = torch.empty((n_rows, pieces), dtype=torch.float32, device=x.device)
-    chunk = min(16, ceil_power_of_2(pieces))
-    into = x, bytes_, steps
-    launch(split_rows, (n_rows, triton.cdiv(pieces, chunk)), x.device, 4, *into, K=n_columns, CH=chunk)
+    if shares is None:
+        chunk, taken, apart = min(16, ceil_power_of_2(pieces)), (x, x, x), {"SHARES": 1, "HD": 1}
+    else:
+        chunk, taken = shares.head_dim // PIECE, (x, shares.largest, shares.total)
+        apart = {"SHARES": shares.n_shares, "HD": shares.head_dim}
+    chunks = n_rows, triton.cdiv(pieces, chunk)
+    launch(split_rows, chunks, x.device, 4, *taken, bytes_, steps, K=n_columns, CH=chunk, **apart)
     launch(
         few_rows,
         grid,
