@@ -5,7 +5,8 @@
 What is fastest by itself, called again and again (`sweep.py`), need not be so among others: there a kernel's
 instructions come anew each time, and what it keeps busy is not there for the next. So one product after another gets
 the tile with which the whole step takes least, the others as they are best so far. Every candidate is compiled first,
-by so many processes. JSON lines: product, tile, microseconds of the step, in the order of speed.
+by so many processes; those that a device has no room for are passed over. JSON lines: product, tile, microseconds of
+the step, in the order of speed.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import argparse
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import product
 
 import torch
-from shapes import FFN, PLE, VOCABULARY, D, Step
+from shapes import FFN, PLE, VOCABULARY, Step
 from timing import graph_of, replay_us
+from triton.runtime.errors import OutOfResources
 
 from cellmd.backends.cuda.kernels import linear
 from cellmd.backends.cuda.kernels.linear import Tile
@@ -74,13 +77,13 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--share", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    assert D == 12 * 128
     step, tiles = Step(1, arguments.context), Tiles()
     everything = [(name, tile) for name, candidates in CANDIDATES.items() for tile in candidates]
     if arguments.share is not None:
         for name, tile in everything[arguments.share :: arguments.processes]:
             tiles.of = {name: tile}
-            step.run()
+            with suppress(OutOfResources):
+                step.run()
         torch.cuda.synchronize()
         return
     command = [sys.executable, *sys.argv, "--share"]
@@ -93,7 +96,8 @@ def main() -> None:
         best = dict(tiles.of)
         for tile in candidates:
             tiles.of = {**best, name: tile}
-            timed.append((replay_us(graph_of(step.run)), tile))
+            with suppress(OutOfResources):
+                timed.append((replay_us(graph_of(step.run)), tile))
         timed.sort(key=lambda pair: pair[0])
         tiles.of = {**best, name: timed[0][1]}
         for us, tile in timed:
