@@ -207,8 +207,8 @@ class Upload:
 
 
 class _Stage:
-    """Pinned memory through which bytes go up while the next are being copied into another. On the stream on which it was
-    made: weights are bound where the backend was."""
+    """Pinned memory through which bytes go up while the next are being copied into another. They go on the stream on
+    which it was made: weights are bound where the backend was."""
 
     def __init__(self, device: torch.device) -> None:
         self._memory = torch.empty(_STAGE_BYTES, dtype=torch.uint8, pin_memory=True)
