@@ -135,7 +135,8 @@ class Checkpoint:
 
     def read_rows(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows start..stop of a tensor as float32, the whole of it by default, as a file stores them (`TensorSpec`)."""
-        values = from_stored(self.read_stored(name, start, stop), self.dtype(name))
+        stored = self.read_stored(name, start, stop)
+        values = stored if stored.dtype == np.float32 else from_stored(stored, self.dtype(name))
         spec = self._changed.get(name)
         if spec is not None:
             values = (values + np.float32(spec.offset)) * np.float32(spec.factor)

@@ -42,6 +42,9 @@ LAYER_NAMES = {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 
+_ROWS = 4096
+"""Dequantised at once: the package makes several copies on the way."""
+
 _LAYERS_OF_27B = 62
 """The one size whose queries are scaled by its hidden size over its heads instead of the head width."""
 
@@ -70,13 +73,19 @@ class GgufFile:
         self.path = path
         self._dequantize: Callable[..., np.ndarray] = gguf.quants.dequantize
         try:
-            self._reader = gguf.GGUFReader(path)
+            reader = gguf.GGUFReader(path)
+            # Arrays stay behind: the tokenizer's alone are a million objects, 1 GB in memory.
+            self._values = {
+                key: field.contents()
+                for key, field in reader.fields.items()
+                if field.types[0] != gguf.GGUFValueType.ARRAY
+            }
         except Exception as error:  # the package raises whatever its parsing runs into
             raise CheckpointError(f"{path}: not a readable GGUF file: {error}") from error
         architecture = self._value("general.architecture")
         if architecture != _ARCHITECTURE:
             raise UnsupportedModelError(f"{path}: GGUF of architecture {architecture!r}; cellmd reads 'gemma3' ones")
-        self._stored = {tensor.name: tensor for tensor in self._reader.tensors}
+        self._stored = {tensor.name: tensor for tensor in reader.tensors}
         self.tensors = {
             name: StoredTensor("f32", tuple(int(size) for size in reversed(tensor.shape)), int(tensor.data_offset))
             for name, tensor in self._stored.items()
@@ -88,18 +97,21 @@ class GgufFile:
 
     def read_stored(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows start..stop of a tensor, dequantised, as a published checkpoint has them: float32."""
-        tensor = self._stored[name]
-        try:
-            values = np.asarray(self._dequantize(tensor.data[start:stop], tensor.tensor_type), np.float32)
-        except (NotImplementedError, ValueError) as error:
-            raise CheckpointError(f"{self.path}: tensor {name!r} cannot be dequantised: {error}") from error
-        stop = self.tensors[name].shape[0] if stop is None else stop
-        values = values.reshape(stop - start, *self.tensors[name].shape[1:])
-        return values - np.float32(1) if "norm" in name else values
+        tensor, shape = self._stored[name], self.tensors[name].shape
+        stop = shape[0] if stop is None else stop
+        values = np.empty((stop - start, *shape[1:]), np.float32)
+        for first in range(start, stop, _ROWS):
+            part = values[first - start : first - start + _ROWS]
+            try:
+                part[...] = self._dequantize(tensor.data[first : first + len(part)], tensor.tensor_type)
+            except (NotImplementedError, ValueError) as error:
+                raise CheckpointError(f"{self.path}: tensor {name!r} cannot be dequantised: {error}") from error
+        if "norm" in name:
+            values -= np.float32(1)
+        return values
 
     def _value(self, key: str, default: Any = None) -> Any:
-        field = self._reader.get_field(key)
-        value = default if field is None else field.contents()
+        value = self._values.get(key, default)
         if value is None:
             raise CheckpointError(f"{self.path}: key {key!r} is missing; is this the whole file?")
         return value

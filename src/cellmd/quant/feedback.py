@@ -18,14 +18,14 @@ from __future__ import annotations
 
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from cellmd.errors import CheckpointError
+from cellmd.quant.floats import STORED
 from cellmd.quant.layouts import pack, pack_per_group
 from cellmd.quant.scales import decode_scales, encode_scales
-from cellmd.quant.schemes import QUANTISERS, groups_of
+from cellmd.quant.schemes import QUANTISERS, groups_of, sizes
 from cellmd.quant.tensor import Coding, PackedTensor
 from cellmd.quant.triangular import factorise, solve
 
@@ -152,25 +152,30 @@ def encode_with_feedback(
     weights: float32 (N, K), finite. coding: a quantised one. Rows are independent of each other; `pool` shares them
     out. Raises CheckpointError naming the tensor for weights that are not finite.
     """
-    if not np.isfinite(weights).all():
-        raise CheckpointError(f"tensor {name!r} holds NaN or infinite values; the checkpoint is damaged")
-    weights = feedback.moved(weights, drift_share, pool)
-    starts = range(0, len(weights), _CHUNK_ROWS)
-    chunks = pool.map(
-        partial(_encode_rows, coding=coding, feedback=feedback), (weights[i : i + _CHUNK_ROWS] for i in starts)
-    )
-    codes, scales, factors = zip(*chunks, strict=True)
-    row_factors = None
-    if coding.scale_dtype == "i8":
-        row_factors = pack_per_group(np.concatenate(factors)[:, None], coding.layout)
-    return PackedTensor(
-        name,
-        weights.shape,
-        coding,
-        pack(np.concatenate(codes), coding.dtype, coding.layout),
-        pack_per_group(np.concatenate(scales), coding.layout),
-        row_factors,
-    )
+    assert coding.scale_dtype is not None
+    moved, expected = feedback.moved(weights, drift_share, pool), sizes(weights.shape, coding)
+    data, scale_type = np.empty(expected.data, np.uint8), STORED[coding.scale_dtype]
+    scales = np.empty(expected.scales // scale_type.itemsize, scale_type)
+    row_factors = np.empty(expected.row_factors // 4, np.float32) if expected.row_factors else None
+
+    def encode(start: int) -> None:
+        """Some rows into their places, a multiple of 16 of them: codes of the whole would be the largest thing here."""
+        rows = moved[start : start + _CHUNK_ROWS]
+        if not np.isfinite(rows).all():
+            raise CheckpointError(f"tensor {name!r} holds NaN or infinite values; the checkpoint is damaged")
+        codes, stored, factors = _encode_rows(rows, coding, feedback)
+        place = sizes((start, weights.shape[1]), coding)
+        _put(data, place.data, pack(codes, coding.dtype, coding.layout))
+        _put(scales, place.scales // scale_type.itemsize, pack_per_group(stored, coding.layout))
+        if row_factors is not None and factors is not None:
+            _put(row_factors, place.row_factors // 4, pack_per_group(factors[:, None], coding.layout))
+
+    list(pool.map(encode, range(0, len(moved), _CHUNK_ROWS)))
+    return PackedTensor(name, weights.shape, coding, data, scales, row_factors)
+
+
+def _put(whole: np.ndarray, start: int, part: np.ndarray) -> None:
+    whole[start : start + len(part)] = part
 
 
 def _encode_rows(
