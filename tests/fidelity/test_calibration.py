@@ -36,7 +36,12 @@ def texts(tmp_path: Path) -> Path:
 
 
 def make_source(kind: str, folder: Path) -> Path:
-    return make_gemma3(folder) if kind == "gemma3" else make_checkpoint(folder, shape=kind, dtype="float32")
+    if kind == "gemma3":
+        return make_gemma3(folder)
+    if kind == "few_inputs":  # the per-layer projection has fewer rows than columns, as in the demo model
+        narrow = {"text_config": {"hidden_size_per_layer_input": 4}}
+        return make_checkpoint(folder, dtype="float32", config_overrides=narrow)
+    return make_checkpoint(folder, shape=kind, dtype="float32")
 
 
 def logits_of(path: Path, ids: tuple[int, ...]) -> np.ndarray:
@@ -44,7 +49,7 @@ def logits_of(path: Path, ids: tuple[int, ...]) -> np.ndarray:
         return model.logits(Prompt(ids))
 
 
-@pytest.mark.parametrize("kind", ["gemma3", "tiny", "deep_shared"])
+@pytest.mark.parametrize("kind", ["gemma3", "tiny", "deep_shared", "few_inputs"])
 def test_a_calibrated_file_computes_more_nearly_what_the_source_does(kind: str, tmp_path: Path, texts: Path) -> None:
     source = make_source(kind, tmp_path / "source")
     seen: list[tuple[int, int, str]] = []

@@ -214,9 +214,11 @@ class _Calibration:
                 x = stored.inputs[names[0]]
                 if names not in moments:
                     moments[names] = InputMoments(x.shape[1], self._pool)
-                n_rows, n_columns = self._planned[names[0]].spec.shape
-                if len(names) == 1 and n_rows < n_columns:
-                    moments[names].add(x, source.outputs[names[0]] - stored.outputs[names[0]])
+                outputs = stored.outputs.get(names[0])
+                # Of a matrix that is used in parts, as the per-layer projection is, they are those of one part.
+                whole = outputs is not None and outputs.shape[1] == self._planned[names[0]].spec.shape[0]
+                if len(names) == 1 and whole:
+                    moments[names].add(x, source.outputs[names[0]] - outputs)
                 else:
                     moments[names].add(x, source.inputs[names[0]] - x)
         return moments
