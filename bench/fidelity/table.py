@@ -1,12 +1,13 @@
 """The table of docs/quantisation.md: every recipe, data-free and calibrated, and budgets, on two texts.
 
     python bench/fidelity/table.py /tmp/fidelity/model/g270.gguf /tmp/fidelity/novel.txt /tmp/fidelity/manual.txt \
-        --work /tmp/fidelity/files [--own texts/] [--peer /tmp/fidelity/model/peer-q4_0.gguf] [--tokens 8192]
+        --work /tmp/fidelity/files --near /tmp/fidelity/near --peer /tmp/fidelity/model/peer-q4_0.gguf --results
 
 Converts what is not yet in the work folder (an interrupted calibration goes on) and compares all files with the float
-model, first in float32 arithmetic, then with the native kernels, which quantise activations to 8 bits; a file of the
-peer (`peer.py` makes it) by its dequantised weights. A JSON line for each. With --results it puts them into
-bench/fidelity/results.jsonl in the place of those of the same name, and draws the curve.
+model, at the same positions in float32 arithmetic and with the native kernels, which quantise activations to 8 bits; a
+file of the peer (`peer.py` makes it) by its dequantised weights. Scores are kept in the work folder, too: what has them
+is not run again. A JSON line for each file; with --results they are what bench/fidelity/results.jsonl holds, and the
+curve is drawn anew.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import curve
 import gguf
 
 import cellmd
+from cellmd.cli.progress import ProgressBar
 from cellmd.container import Container
 from cellmd.evaluation.evaluate import Wanted, evaluate
 
@@ -65,17 +67,23 @@ def files(args: argparse.Namespace) -> dict[str, tuple[Path, str]]:
         budget = int(rest + bits * n_weights / 8)
         path = made(source, work / f"budget-{bits}.cellmd", budget=budget, calibrate="default")
         found[f"budget {bits} bits"] = path, "calibrated"
-    if args.own is not None:
-        path = made(source, work / "aggressive-own.cellmd", recipe="aggressive", calibrate=args.own)
-        found["aggressive, own text"] = path, "calibrated"
+    if args.near is not None:
+        path = made(source, work / "aggressive-near.cellmd", recipe="aggressive", calibrate=args.near)
+        found["aggressive, near text"] = path, "calibrated"
     return found
 
 
-def scores(paths: list[Path], against: Path, wanted: Wanted, backend: str) -> list[dict[str, Any]]:
-    with ExitStack() as stack:
-        yardstick = stack.enter_context(cellmd.load(against, backend="reference"))
-        models = [stack.enter_context(cellmd.load(path, backend=backend)) for path in paths]
-        return [each.as_dict()["modalities"]["text"] for each in evaluate(models, yardstick, wanted)]
+def scores(runs: list[tuple[str, Path]], against: Path, wanted: Wanted) -> dict[tuple[str, Path], dict[str, Any]]:
+    """Of pairs of a backend and a file, all at once: the yardstick runs over each piece only once."""
+    kept = {run: run[1].with_suffix(f".{run[0]}-{wanted.most_tokens}.json") for run in runs}
+    missing = [run for run in runs if not kept[run].exists()]
+    if missing:
+        with ExitStack() as stack, ProgressBar("comparing", unit="piece") as bar:
+            yardstick = stack.enter_context(cellmd.load(against, backend="reference"))
+            models = [stack.enter_context(cellmd.load(path, backend=backend)) for backend, path in missing]
+            for run, found in zip(missing, evaluate(models, yardstick, wanted, bar.reach), strict=True):
+                kept[run].write_text(json.dumps(found.as_dict()["modalities"]["text"]))
+    return {run: json.loads(path.read_text()) for run, path in kept.items()}
 
 
 def main() -> None:
@@ -83,21 +91,21 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("texts", type=Path, nargs="+")
     parser.add_argument("--work", type=Path, required=True, help="folder for the files")
-    parser.add_argument("--own", type=Path, help="material near the texts to calibrate the smallest recipe on as well")
+    parser.add_argument("--near", type=Path, help="material near the texts to calibrate the smallest recipe on as well")
     parser.add_argument("--peer", type=Path, help="GGUF file of the peer, the tokenizer beside it")
     parser.add_argument("--budgets", type=float, nargs="*", default=[4.55, 5.0], help="bits a weight, calibrated")
     parser.add_argument("--tokens", type=int, default=8192, help="of each text")
-    parser.add_argument("--results", action="store_true", help="put the points into results.jsonl and draw the curve")
+    parser.add_argument("--results", action="store_true", help="write results.jsonl and draw the curve")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     against = made(args.source, args.work / "float.cellmd", recipe="float")
     named = files(args)
-    paths = [path for path, _ in named.values()]
-    wanted = Wanted(args.texts, most_tokens=args.tokens)
-    format_scores = scores(paths, against, wanted, "reference")
-    kernel_scores = scores(paths, against, wanted, "cpu")
+    runs = [("reference", path) for path, _ in named.values()]
+    runs += [("cpu", path) for path, kind in named.values() if kind != "peer"]
+    found = scores(runs, against, Wanted(args.texts, most_tokens=args.tokens))
     points = []
-    for (name, (path, kind)), plain, kernels in zip(named.items(), format_scores, kernel_scores, strict=True):
+    for name, (path, kind) in named.items():
+        plain, kernels = found["reference", path], found.get(("cpu", path))
         points.append(
             {
                 "name": name,
@@ -108,15 +116,15 @@ def main() -> None:
                 "p99": plain["kl"]["p99"],
                 "top1": plain["top1"]["mean"],
                 "perplexity": plain["perplexity"],
+                "perplexity_against": plain["perplexity_against"],
                 "positions": plain["positions"],
-                "kl_with_kernels": None if kind == "peer" else kernels["kl"]["mean"],
+                "kl_with_kernels": kernels and kernels["kl"]["mean"],
+                "top1_with_kernels": kernels and kernels["top1"]["mean"],
             }
         )
         print(json.dumps(points[-1]), flush=True)
     if args.results:
-        names = {point["name"] for point in points}
-        others = [each for each in map(json.loads, RESULTS.read_text().splitlines()) if each["name"] not in names]
-        RESULTS.write_text("".join(json.dumps(point) + "\n" for point in [*others, *points]))
+        RESULTS.write_text("".join(json.dumps(point) + "\n" for point in points))
         curve.main()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import wave
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,27 +25,55 @@ from checkpoints import make_checkpoint
 TEXT = "the old house stands by the river and nobody knows who built it " * 60
 
 
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(3) as pool:
+        yield pool
+
+
+def check_scores(logits: np.ndarray, against: np.ndarray, following: list[int], pool: ThreadPoolExecutor) -> None:
+    """Against their definitions in float64, within the bound that `divergence` gives."""
+    scores = compare_logits(logits, log_softmax_(against.copy(), pool), following, pool)
+    log_q, log_p = (x - x.max(axis=1, keepdims=True) for x in (logits.astype(np.float64), against.astype(np.float64)))
+    for log in (log_q, log_p):
+        log -= np.log(np.exp(log).sum(axis=1, keepdims=True))
+    wanted = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+    largest = max(-log_p.min(), -log_q.min())
+    bound = 2.0**-24 * (6 * largest + 256) * (1 + wanted + np.sqrt(2 * wanted))
+    assert (np.abs(scores.divergence - wanted) <= bound).all()
+    np.testing.assert_array_equal(scores.agreement, log_q.argmax(axis=1) == log_p.argmax(axis=1))
+    rows = np.arange(len(following))
+    for found, log in ((scores.surprise, log_q), (scores.surprise_against, log_p)):
+        np.testing.assert_allclose(found, -log[rows, following], rtol=0, atol=2.0**-24 * (3 * largest + 128))
+
+
 @given(st.integers(1, 70), st.integers(2, 40), st.integers(0, 2**32 - 1))
-def test_scores_are_their_definitions(n: int, vocab: int, seed: int) -> None:
+def test_scores_are_their_definitions(pool: ThreadPoolExecutor, n: int, vocab: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     logits, against = (rng.normal(0, 5, (n, vocab)).astype(np.float32) for _ in range(2))
-    following = rng.integers(0, vocab, n - 1).tolist()
-    scores = compare_logits(logits, log_softmax_(against.copy()), following)
-    q, p = (np.exp(x.astype(np.float64)) for x in (logits, against))
-    q /= q.sum(axis=1, keepdims=True)
-    p /= p.sum(axis=1, keepdims=True)
-    # A sum of V terms that float32 holds to 2^-24 of the largest logarithm there is.
-    tolerance = 2.0**-24 * vocab * max(1.0, float(-np.log(q).min()))
-    np.testing.assert_allclose(scores.divergence, (p * np.log(p / q)).sum(axis=1), rtol=0, atol=4 * tolerance)
-    np.testing.assert_array_equal(scores.agreement, q.argmax(axis=1) == p.argmax(axis=1))
-    rows = np.arange(n - 1)
-    np.testing.assert_allclose(scores.surprise, -np.log(q[rows, following]), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(scores.surprise_against, -np.log(p[rows, following]), rtol=1e-5, atol=1e-5)
+    check_scores(logits, against, rng.integers(0, vocab, n - 1).tolist(), pool)
 
 
-def test_equal_models_do_not_differ() -> None:
+@pytest.mark.parametrize("apart", [1e-3, 0.3, 5])
+def test_scores_hold_for_gemmas_vocabulary(pool: ThreadPoolExecutor, apart: float) -> None:
+    rng = np.random.default_rng(4)
+    against = rng.normal(0, 3, (5, 262_144)).astype(np.float32)
+    logits = against + rng.normal(0, apart, against.shape).astype(np.float32)
+    check_scores(logits, against, [0, 1, 2, 262_143], pool)
+
+
+def test_scores_do_not_depend_on_threads(pool: ThreadPoolExecutor) -> None:
+    logits, against = np.random.default_rng(3).normal(0, 5, (2, 41, 300)).astype(np.float32)
+    with ThreadPoolExecutor(1) as alone:
+        expected = compare_logits(logits, log_softmax_(against.copy(), alone), [5] * 40, alone)
+    found = compare_logits(logits, log_softmax_(against.copy(), pool), [5] * 40, pool)
+    for name, array in vars(expected).items():
+        np.testing.assert_array_equal(getattr(found, name), array)
+
+
+def test_equal_models_do_not_differ(pool: ThreadPoolExecutor) -> None:
     logits = np.random.default_rng(0).normal(0, 5, (40, 300)).astype(np.float32)
-    scores = compare_logits(logits, log_softmax_(logits.copy()), [1] * 39)
+    scores = compare_logits(logits, log_softmax_(logits.copy(), pool), [1] * 39, pool)
     assert scores.divergence.max() == 0
     assert scores.agreement.min() == 1
 

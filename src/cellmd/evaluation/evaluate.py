@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -81,18 +83,18 @@ def evaluate(
     samples = list(_samples(against, wanted))
     if not samples:
         raise ArgumentError("nothing to compare on: give texts, a folder of sounds or a folder of pictures")
-    evaluations = [Evaluation(model.path, model.backend, model.path.stat().st_size) for model in models]
-    for done, (name, sample) in enumerate(samples):
-        if progress is not None:
-            progress(done, len(samples), name)
-        if isinstance(sample, MediaSample):
-            _score_answer(sample, models, against, wanted.answer_tokens, evaluations)
-        else:
-            prompt = Prompt(tuple(sample))
-            _score(name, prompt, 0, following(sample), models, against, evaluations)
+    with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="evaluate") as pool:
+        comparison = _Comparison(models, against, wanted.answer_tokens, pool)
+        for done, (name, sample) in enumerate(samples):
+            if progress is not None:
+                progress(done, len(samples), name)
+            if isinstance(sample, MediaSample):
+                comparison.on_answer(sample)
+            else:
+                comparison.on_rows(name, Prompt(tuple(sample)), 0, following(sample))
     if progress is not None:
         progress(len(samples), len(samples), "")
-    return evaluations
+    return comparison.evaluations
 
 
 def _samples(against: Model, wanted: Wanted) -> Iterator[tuple[str, MediaSample | list[int]]]:
@@ -107,43 +109,37 @@ def _samples(against: Model, wanted: Wanted) -> Iterator[tuple[str, MediaSample 
                 yield kind, sample
 
 
-def _score(
-    name: str,
-    prompt: Prompt,
-    first: int,
-    targets: Sequence[int],
-    models: Sequence[Model],
-    against: Model,
-    evaluations: Sequence[Evaluation],
-) -> None:
-    """Compare the logits of the prompt's rows from `first` on; targets: the tokens after them."""
-    log_p = log_softmax_(against.logits(prompt)[first:])
-    for model, evaluation in zip(models, evaluations, strict=True):
-        scores = compare_logits(model.logits(prompt)[first:], log_p, targets)
-        evaluation.by_sample.setdefault(name, []).append(scores)
+class _Comparison:
+    def __init__(self, models: Sequence[Model], against: Model, answer_tokens: int, pool: Executor) -> None:
+        """pool: shares out the positions of a sample. The models themselves run one after another."""
+        self.evaluations = [Evaluation(model.path, model.backend, model.path.stat().st_size) for model in models]
+        self._models = models
+        self._against = against
+        self._answer_tokens = answer_tokens
+        self._pool = pool
 
+    def on_rows(self, name: str, prompt: Prompt, first: int, targets: Sequence[int]) -> None:
+        """Compare the logits of the prompt's rows from `first` on; targets: the tokens after them."""
+        log_p = log_softmax_(self._against.logits(prompt)[first:], self._pool)
+        for model, evaluation in zip(self._models, self.evaluations, strict=True):
+            scores = compare_logits(model.logits(prompt)[first:], log_p, targets, self._pool)
+            evaluation.by_sample.setdefault(name, []).append(scores)
 
-def _score_answer(
-    sample: MediaSample,
-    models: Sequence[Model],
-    against: Model,
-    answer_tokens: int,
-    evaluations: Sequence[Evaluation],
-) -> None:
-    """On the yardstick's likeliest answer, token by token; and by words where it is known what was said."""
-    if sample.kind == "sound":
-        prompt = against.prepare(sample.question, audio=[sample.path])
-    else:
-        prompt = against.prepare(sample.question, images=[sample.path])
-    answer = against.generate(prompt, max_tokens=answer_tokens, temperature=0)
-    answered = replace(prompt, token_ids=prompt.token_ids + tuple(answer.token_ids))
-    _score(sample.kind, answered, len(prompt) - 1, answer.token_ids, models, against, evaluations)
-    if sample.said is None:
-        return
-    wrong_against, _ = word_errors(answer.text, sample.said)
-    for model, evaluation in zip(models, evaluations, strict=True):
-        heard = model.generate(prompt, max_tokens=answer_tokens, temperature=0).text
-        wrong, words = word_errors(heard, sample.said)
-        evaluation.words += words
-        evaluation.words_wrong += wrong
-        evaluation.words_wrong_against += wrong_against
+    def on_answer(self, sample: MediaSample) -> None:
+        """On the yardstick's likeliest answer, token by token; and by words where it is known what was said."""
+        if sample.kind == "sound":
+            prompt = self._against.prepare(sample.question, audio=[sample.path])
+        else:
+            prompt = self._against.prepare(sample.question, images=[sample.path])
+        answer = self._against.generate(prompt, max_tokens=self._answer_tokens, temperature=0)
+        answered = replace(prompt, token_ids=prompt.token_ids + tuple(answer.token_ids))
+        self.on_rows(sample.kind, answered, len(prompt) - 1, answer.token_ids)
+        if sample.said is None:
+            return
+        wrong_against, _ = word_errors(answer.text, sample.said)
+        for model, evaluation in zip(self._models, self.evaluations, strict=True):
+            heard = model.generate(prompt, max_tokens=self._answer_tokens, temperature=0).text
+            wrong, words = word_errors(heard, sample.said)
+            evaluation.words += words
+            evaluation.words_wrong += wrong
+            evaluation.words_wrong_against += wrong_against

@@ -9,12 +9,13 @@ With p the distribution of the model that is the yardstick and q that of the oth
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from cellmd.calibration.divergence import ROWS, divergence, log_softmax
+from cellmd.calibration.divergence import by_rows, divergence, log_softmax
 
 _RESAMPLES = 1000
 _CONFIDENCE = 0.95
@@ -32,20 +33,21 @@ class PieceScores:
     surprise_against: np.ndarray
 
 
-def compare_logits(logits: np.ndarray, log_p: np.ndarray, following: Sequence[int]) -> PieceScores:
+def compare_logits(logits: np.ndarray, log_p: np.ndarray, following: Sequence[int], pool: Executor) -> PieceScores:
     """logits: float32 (N, V). log_p: the yardstick's log probabilities, likewise. following: the token after each
-    position, N of them or fewer."""
-    divergences = np.empty(len(logits), np.float32)
-    surprise = np.empty((2, len(following)), np.float32)
-    for start in range(0, len(logits), ROWS):
-        rows = slice(start, start + ROWS)
-        log_q = log_softmax(logits[rows])
-        targets = list(following[rows])
-        for which, logs in enumerate((log_q, log_p[rows])):
-            surprise[which, rows] = -logs[np.arange(len(targets)), targets]
+    position, N of them or fewer. Positions are shared out over the pool; what is found of one depends on it alone."""
+    divergences, agreement = np.empty((2, len(logits)), np.float32)
+    surprise, surprise_against = np.empty((2, len(following)), np.float32)
+
+    def one(rows: slice) -> None:
+        log_q, targets = log_softmax(logits[rows]), list(following[rows])
+        for found, logs in ((surprise, log_q), (surprise_against, log_p[rows])):
+            found[rows] = -logs[np.arange(len(targets)), targets]
         divergences[rows] = divergence(log_p[rows], log_q)
-    agreement = (logits.argmax(axis=1) == log_p.argmax(axis=1)).astype(np.float32)
-    return PieceScores(divergences, agreement, surprise[0], surprise[1])
+        agreement[rows] = log_q.argmax(axis=1) == log_p[rows].argmax(axis=1)
+
+    by_rows(one, len(logits), pool)
+    return PieceScores(divergences, agreement, surprise, surprise_against)
 
 
 @dataclass(frozen=True)

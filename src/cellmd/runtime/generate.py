@@ -112,7 +112,7 @@ class Runner:
         while sequence.n_pending:
             n = min(sequence.n_pending, self.cache.chunk)
             rows.append(self._ops.to_numpy(self.advance([Part(sequence, n, n)])))
-        return np.concatenate(rows)
+        return rows[0] if len(rows) == 1 else np.concatenate(rows)  # they are large
 
     def copy_slot(self, source: int, target: int, n: int) -> None:
         """Make one slot hold the first n positions that another holds."""
