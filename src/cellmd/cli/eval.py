@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
             stack.enter_context(cellmd.load(path, backend=args.backend, threads=args.threads, kv_cache=args.kv_cache))
             for path in args.files
         ]
-        evaluations = evaluate(models, against, wanted, bar.reach)
+        evaluations = evaluate(models, against, wanted, bar.reach, args.threads)
     if args.json:
         facts = {"against": str(args.against), "files": [evaluation.as_dict() for evaluation in evaluations]}
         print(json.dumps(facts))
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 def _print_sensitivity(args: argparse.Namespace, against: Model, wanted: Wanted, bar: ProgressBar) -> None:
     from cellmd.evaluation.sensitivity import sensitivity
 
-    found = {path: sensitivity(path, against, wanted, bar.reach) for path in args.files}
+    found = {path: sensitivity(path, against, wanted, bar.reach, args.threads) for path in args.files}
     if args.json:
         files = [{"file": str(path), "groups": [each.as_dict() for each in costs]} for path, costs in found.items()]
         print(json.dumps({"against": str(args.against), "files": files}))
@@ -117,7 +117,7 @@ def _as_file(model: Path) -> Iterator[Path]:
 def _table(evaluations: Sequence[Evaluation]) -> str:
     lines = [
         f"{'file':28}{'MB':>8}  {'on':9}{'tokens':>7}{'KL':>9}{'95 %':>17}{'p99':>8}{'top-1 %':>9}"
-        f"{'95 %':>13}{'perplexity':>12}{'against':>9}"
+        f"{'95 %':>13}{'perplexity':>12}{'against':>12}"
     ]
     for evaluation in evaluations:
         for modality, summary in evaluation.modalities().items():
@@ -127,7 +127,7 @@ def _table(evaluations: Sequence[Evaluation]) -> str:
                 f"{evaluation.path.name[:27]:28}{evaluation.file_bytes / 1e6:8.1f}  {modality:9}"
                 f"{summary.n_positions:>7}{summary.divergence:9.4f}{f'{low:.4f}..{high:.4f}':>17}"
                 f"{summary.divergence_percentiles[99]:8.3f}{100 * summary.agreement:9.2f}"
-                f"{f'{agree_low:.1f}..{agree_high:.1f}':>13}{summary.perplexity:12.5g}{summary.perplexity_against:9.5g}"
+                f"{f'{agree_low:.1f}..{agree_high:.1f}':>13}{summary.perplexity:12.5g}{summary.perplexity_against:12.5g}"
             )
         lines += _word_errors(evaluation)
     return "\n".join(lines)

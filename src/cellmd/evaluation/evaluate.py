@@ -73,17 +73,22 @@ class Evaluation:
 
 
 def evaluate(
-    models: Sequence[Model], against: Model, wanted: Wanted, progress: Progress | None = None
+    models: Sequence[Model],
+    against: Model,
+    wanted: Wanted,
+    progress: Progress | None = None,
+    n_threads: int | None = None,
 ) -> list[Evaluation]:
-    """Compare each model with `against`, which runs once for all. Raises ArgumentError if there is nothing to compare
-    on or the models have different vocabularies."""
+    """Compare each model with `against`, which runs once for all. n_threads: that positions are shared out over, all
+    cores by default. Raises ArgumentError if there is nothing to compare on or the models have different vocabularies.
+    """
     sizes = {model.config.text.vocab_size for model in (*models, against)}
     if len(sizes) > 1:
         raise ArgumentError(f"the models have vocabularies of {sorted(sizes)} tokens; they cannot be compared")
     samples = list(_samples(against, wanted))
     if not samples:
         raise ArgumentError("nothing to compare on: give texts, a folder of sounds or a folder of pictures")
-    with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="evaluate") as pool:
+    with ThreadPoolExecutor(n_threads or os.cpu_count(), thread_name_prefix="evaluate") as pool:
         comparison = _Comparison(models, against, wanted.answer_tokens, pool)
         for done, (name, sample) in enumerate(samples):
             if progress is not None:

@@ -56,8 +56,11 @@ class FileValues:
         self._kept.forget()
 
 
-def sensitivity(path: Path, against: Model, wanted: Wanted, progress: Progress | None = None) -> list[GroupCost]:
-    """The cost of each group of the file's quantised tensors, in a fixed order.
+def sensitivity(
+    path: Path, against: Model, wanted: Wanted, progress: Progress | None = None, n_threads: int | None = None
+) -> list[GroupCost]:
+    """The cost of each group of the file's quantised tensors, in a fixed order. n_threads: that prompts are shared out
+    over, all cores by default.
 
     Both sides run in float32 on NumPy. Of what is wanted a few pieces are taken (`calibration.sensitivity`). Raises
     ArgumentError if the two are not one model, if the file has nothing quantised, or if there is nothing to run on.
@@ -74,7 +77,7 @@ def sensitivity(path: Path, against: Model, wanted: Wanted, progress: Progress |
         prompts = few(_prompts(against, wanted))
         if not prompts:
             raise ArgumentError("nothing to measure on: give texts, a folder of sounds or a folder of pictures")
-        pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="sensitivity"))
+        pool = stack.enter_context(ThreadPoolExecutor(n_threads or os.cpu_count(), thread_name_prefix="sensitivity"))
         measured = Sensitivity(FileValues(source), FileValues(stored), against.config, source.tensors, prompts, pool)
         costs = measured.measure(groups_of(against.config, quantised), progress)
         return [
