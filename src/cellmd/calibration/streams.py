@@ -115,8 +115,10 @@ class MixedValues:
         self._kept = Kept(source.whole)
 
     def whole(self, name: str) -> np.ndarray:
-        if name == self._keep and name not in self.names:
-            return self._kept(name)
+        if name == self._keep:
+            if name not in self.names:
+                return self._kept(name)
+            self._kept.forget()  # rounding reads it once more: two of them as floats are enough
         return (self._stored if name in self.names else self._source).whole(name)
 
     def rows(self, name: str, ids: np.ndarray) -> np.ndarray:
