@@ -15,6 +15,9 @@ from typing import Any
 HERE = Path(__file__).parent
 TARGET = HERE.parents[1] / "docs" / "fidelity.svg"
 
+FONT, LETTER = 12, 6.5
+"""Height of a line and mean width of a letter, in pixels."""
+
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 820, 480, 70, 60, 30, 30
 COLOURS = {"peer": "#888888", "data-free": "#c4572b", "calibrated": "#1b6ca8"}
 BITS = (4.0, 5.0)
@@ -42,7 +45,7 @@ def line(x1: float, y1: float, x2: float, y2: float) -> str:
 def drawing(points: list[dict[str, Any]]) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" font-family="sans-serif" '
-        'font-size="12">',
+        f'font-size="{FONT}">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
     ]
     for tenth in range(40, 51, 2):
@@ -58,13 +61,19 @@ def drawing(points: list[dict[str, Any]]) -> str:
     for i, (kind, colour) in enumerate(COLOURS.items()):
         x, y = WIDTH - RIGHT - 110, TOP + 16 + 18 * i
         parts += [f'<circle cx="{x}" cy="{y - 4}" r="5" fill="{colour}"/>', text(x + 12, y, kind, "start", colour)]
-    for point in points:
+    taken: list[tuple[float, float, float]] = []  # by labels: from and to, and their line
+    for point in sorted(points, key=lambda point: -point["kl"]):
         x, y, colour = x_of(point["bits"]), y_of(point["kl"]), COLOURS[point["kind"]]
         label = f"{point['name']} {point['kl']:.3f}"
-        anchor, aside = ("start", 9) if point["bits"] < sum(BITS) / 2 + 0.1 else ("end", -9)
+        width = LETTER * len(label)
+        anchor, left = ("start", x + 9) if point["bits"] < sum(BITS) / 2 + 0.1 else ("end", x - 9 - width)
+        line_y = y + 4
+        while any(left < end and start < left + width and abs(line_y - other) < FONT for start, end, other in taken):
+            line_y += 1
+        taken.append((left, left + width, line_y))
         parts += [
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>',
-            text(x + aside, y + 4, label, anchor, colour),
+            text(left if anchor == "start" else left + width, line_y, label, anchor, colour),
         ]
     return "\n".join([*parts, "</svg>", ""])
 
