@@ -39,14 +39,14 @@ def compare_logits(logits: np.ndarray, log_p: np.ndarray, following: Sequence[in
     divergences, agreement = np.empty((2, len(logits)), np.float32)
     surprise, surprise_against = np.empty((2, len(following)), np.float32)
 
-    def one(rows: slice) -> None:
-        log_q, targets = log_softmax(logits[rows]), list(following[rows])
+    def some(rows: slice, out: np.ndarray, spare: np.ndarray) -> None:
+        log_q, targets = log_softmax(logits[rows], out, spare), list(following[rows])
         for found, logs in ((surprise, log_q), (surprise_against, log_p[rows])):
             found[rows] = -logs[np.arange(len(targets)), targets]
-        divergences[rows] = divergence(log_p[rows], log_q)
         agreement[rows] = log_q.argmax(axis=1) == log_p[rows].argmax(axis=1)
+        divergences[rows] = divergence(log_p[rows], log_q, log_q, spare)
 
-    by_rows(one, len(logits), pool)
+    by_rows(some, logits.shape, pool)
     return PieceScores(divergences, agreement, surprise, surprise_against)
 
 
