@@ -337,6 +337,15 @@ def own_memory(process: int) -> int:
     return int(next(line.split()[1] for line in lines if line.startswith("RssAnon:"))) << 10
 
 
+def pools_of_threads(process: int) -> int:
+    """Pools of memory that glibc made for single threads: it reserves 64 MB of addresses for each."""
+    n = 0
+    for line in Path(f"/proc/{process}/maps").read_text().splitlines():
+        start, stop = (int(place, 16) for place in line.split()[0].split("-"))
+        n += line.split()[1] == "---p" and stop % (64 << 20) == 0 and stop - start > 32 << 20
+    return n
+
+
 def test_memory_of_large_bodies_goes_back_to_the_system(path: Path) -> None:
     port = free_port()
     command = [sys.executable, "-m", "cellmd.cli.main", "serve", str(path), "--port", str(port), "--threads", "1"]
@@ -362,6 +371,7 @@ def test_memory_of_large_bodies_goes_back_to_the_system(path: Path) -> None:
                 return own_memory(process.pid) - before < 24 << 20  # one body that stays for each thread would be 40
 
             until(is_back, 30)
+            assert pools_of_threads(process.pid) == 0
         finally:
             process.kill()
 
