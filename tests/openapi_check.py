@@ -114,19 +114,23 @@ class Checker:
     def _wrong(self, exchange: Exchange, kind: str, schema: dict[str, Any]) -> Iterator[str]:
         if kind == "text/event-stream":
             for one in exchange.answered.decode(errors="replace").split("\n\n")[:-1]:
-                lines = dict(line.split(": ", 1) for line in one.split("\n"))
-                if lines["data"] == "[DONE]":
-                    continue
-                data = json.loads(lines["data"])
-                yield from self._errors(data, schema)
-                if "event" in lines and lines["event"] != data["type"]:
-                    yield f"an event called {lines['event']} says it is {data['type']}"
+                yield from self._wrong_event(dict(line.split(": ", 1) for line in one.split("\n")), schema)
         elif not exchange.complete:
             return
         elif kind == "application/json":
             yield from self._errors(json.loads(exchange.answered), schema)
         else:
             yield from self._errors(exchange.answered.decode(), schema)
+
+    def _wrong_event(self, event: dict[str, str], schema: dict[str, Any]) -> Iterator[str]:
+        yield from self._errors(event, schema)
+        data = schema["properties"]["data"]
+        text = data["anyOf"][0] if "anyOf" in data else data
+        if "anyOf" not in data or event["data"] != data["anyOf"][1]["const"]:
+            content = json.loads(event["data"])
+            yield from self._errors(content, text["contentSchema"])
+            if "event" in event and event["event"] != content["type"]:
+                yield f"an event called {event['event']} says it is {content['type']}"
 
     def _errors(self, value: Any, schema: dict[str, Any], *, more_allowed: bool = False) -> Iterator[str]:
         key = json.dumps([schema, more_allowed])

@@ -27,12 +27,14 @@ _TRANSCRIPTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class _Operation:
-    """answers: types by media type; of event streams that of one event's data. body: a form, and its media type."""
+    """answers: types by media type; of event streams that of one event's data. body: a form, and its media type.
+    named_events: events have names, and none says [DONE]."""
 
     summary: str
     answers: Mapping[str, Any]
     body: tuple[Any, str] | None = None
     not_found: str = ""
+    named_events: bool = False
 
 
 _KEPT = "no response of this id is kept"
@@ -51,6 +53,7 @@ _OPERATIONS: dict[tuple[str, str], _Operation] = {
         "The next turn, in the form of OpenAI's Responses",
         {_JSON: replies.ResponseReply, _EVENTS: replies.ResponseEvent | ErrorReply},
         (ResponsesRequest, _JSON),
+        named_events=True,
     ),
     ("get", "/v1/responses/{name}"): _Operation(
         "A response that is kept, by its id", {_JSON: replies.ResponseReply}, not_found=_KEPT
@@ -98,7 +101,7 @@ _HEADERS: dict[str, tuple[str, Any]] = {
     "429": ("Retry-After", _SECONDS),
     "503": ("Retry-After", _SECONDS),
 }
-_BODY, _ERROR = "body", "error"
+_BODY, _ERROR, _DONE = "body", "error", "[DONE]"
 
 
 def document(settings: ServerSettings) -> dict[str, Any]:
@@ -136,14 +139,13 @@ def _schemas() -> tuple[dict[Any, Any], dict[str, Any]]:
 
 def _described(method: str, path: str, operation: _Operation, schemas: Mapping[Any, Any]) -> dict[str, Any]:
     key = (method, path)
-    done = "done"
-    if _EVENTS in operation.answers:
-        done = "done; of an event stream, whose last data may be [DONE], the schema is that of each event's data"
     content = {kind: {"schema": schemas[key, kind]} for kind in operation.answers}
+    if _EVENTS in content:
+        content[_EVENTS] = {"schema": _one_event(content[_EVENTS]["schema"], named=operation.named_events)}
     statuses = [status for status in _ERRORS if status not in ("401", *_OF_ANSWERS)]
     about: dict[str, Any] = {
         "summary": operation.summary,
-        "responses": {"200": {"description": done, "content": content}},
+        "responses": {"200": {"description": "done", "content": content}},
     }
     if operation.body is not None:
         statuses = sorted([*statuses, *_OF_ANSWERS])
@@ -154,6 +156,18 @@ def _described(method: str, path: str, operation: _Operation, schemas: Mapping[A
         about["responses"]["404"] = _error("404", operation.not_found)
     about["responses"] |= {status: _error(status) for status in statuses}
     return about
+
+
+def _one_event(data: Mapping[str, Any], *, named: bool) -> dict[str, Any]:
+    """One event of a stream as OpenAPI 3.2 describes it; 3.1 says nothing of streams."""
+    properties: dict[str, Any] = {
+        "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
+    }
+    if named:
+        properties["event"] = {"type": "string", "description": "the type that stands in the data"}
+    else:
+        properties["data"] = {"anyOf": [properties["data"], {"const": _DONE, "description": "at the end"}]}
+    return {"description": "one event", "type": "object", "required": ["data"], "properties": properties}
 
 
 def _error(status: str, description: str = "") -> dict[str, Any]:
