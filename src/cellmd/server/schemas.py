@@ -26,6 +26,10 @@ TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
+_NOTHING = [None, False, 0, "", [], {}]
+"""What programs send that do not want what they name."""
+
+
 class Form(BaseModel):
     """Keys that are not known are ignored, as OpenAI's servers do with theirs between versions. Not so `unsupported`
     ones (with what to do instead), without which the answer would be another one than was asked for."""
@@ -37,7 +41,7 @@ class Form(BaseModel):
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         schema = handler.resolve_ref_schema(handler(core_schema))
         for name, instead in cls.unsupported.items():
-            schema["properties"][name] = {"type": "null", "description": f"not supported: {instead}"}
+            schema["properties"][name] = {"enum": _NOTHING, "description": f"not supported: {instead}"}
         return schema
 
 
@@ -342,7 +346,7 @@ def parse(body: bytes, form: type[Request]) -> Request:
 def parse_object(content: Any, form: type[Request]) -> Request:
     asked = content if isinstance(content, dict) else {}
     for key, instead in getattr(form, "unsupported", {}).items():
-        if asked.get(key):
+        if asked.get(key) not in _NOTHING:
             raise ApiError(400, f"{key} is not supported: {instead}", code="unsupported_parameter", param=key)
     try:
         return form.model_validate(content)
