@@ -26,7 +26,7 @@ TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
-_NOTHING = [None, False, 0, "", [], {}]
+_NOTHING: list[Any] = [None, False, 0, "", [], {}]
 """What programs send that do not want what they name."""
 
 
