@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
+import re
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -185,6 +190,24 @@ def test_of_several_recordings_none_that_is_finished_is_heard_again(
     assert sorted(file.name for file in output.iterdir()) == [f"{name}.json" for name in names]
     for name in names:
         assert json.loads((output / f"{name}.json").read_text())["segments"][0]["text"] == "said\u2028so"
+
+
+def test_progress_says_how_fast_it_goes(tmp_path: Path, path: Path) -> None:
+    (tmp_path / "talk.wav").write_bytes(wav(np.concatenate([voice(3), silence(3), voice(3)])))
+    command = [sys.executable, "-m", "cellmd.cli.main", "transcribe", str(tmp_path / "talk.wav"), "--model", str(path)]
+    reads, writes = pty.openpty()
+    termios.tcsetwinsize(writes, (24, 120))
+    with subprocess.Popen([*command, "--context", "2048"], stdout=subprocess.PIPE, stderr=writes) as process:
+        os.close(writes)
+        shown = b""
+        with contextlib.suppress(OSError):  # how a terminal ends
+            while more := os.read(reads, 1 << 16):
+                shown += more
+        assert process.stdout is not None
+        assert process.stdout.read()
+    os.close(reads)
+    assert process.returncode == 0
+    assert re.search(r"talk.wav: 100%.* \d+\.\d\d times real time", shown.decode())
 
 
 def test_silence_yields_nothing(tmp_path: Path, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
