@@ -101,7 +101,7 @@ _HEADERS: dict[str, tuple[str, Any]] = {
     "429": ("Retry-After", _SECONDS),
     "503": ("Retry-After", _SECONDS),
 }
-_BODY, _ERROR, _DONE = "body", "error", "[DONE]"
+_BODY, _DONE = "body", "[DONE]"
 
 
 def document(settings: ServerSettings) -> dict[str, Any]:
@@ -132,7 +132,6 @@ def _schemas() -> tuple[dict[Any, Any], dict[str, Any]]:
         if operation.body is not None:
             wanted.append(((key, _BODY), "validation", TypeAdapter(operation.body[0])))
         wanted += [((key, kind), "serialization", TypeAdapter(made)) for kind, made in operation.answers.items()]
-    wanted.append((_ERROR, "serialization", TypeAdapter(ErrorReply)))
     made, rest = TypeAdapter.json_schemas(wanted, ref_template="#/components/schemas/{model}")
     return {key: schema for (key, _), schema in made.items()}, rest["$defs"]
 
