@@ -12,6 +12,7 @@ from cellmd.errors import BackendError
 from cellmd.server.app import application
 from cellmd.server.connections import HEAD_SECONDS, connections_possible, protocol
 from cellmd.server.engine import Engine
+from cellmd.server.memory import memory_given_back
 from cellmd.server.settings import ServerSettings
 
 
@@ -45,7 +46,8 @@ def serve(model: Model, settings: ServerSettings, *, slots: int, queue_limit: in
     # uvicorn raises the signal that ended it once more, for the handlers that were there before it.
     before = {number: signal.signal(number, _ended) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        running.run(sockets=[listening])
+        with memory_given_back():
+            running.run(sockets=[listening])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
