@@ -6,8 +6,9 @@
 They stream, leave midway, call tools, look at pictures, have recordings transcribed, go on from earlier responses, send
 bodies of 5 MB, nonsense and deep JSON, and open connections that say nothing. Its own memory (pages of the mapped file
 come and go) is read every second; of each thirtieth of the time the least counts, when few requests are held. The
-median of the last third must not lie above that of the second by more than --most-growth. Ends in one line of JSON, and
-exit code 1 if memory grew, an answer failed, or the server did not end in good order.
+median of the last third must not lie above that of the second by more than --most-growth. What is kept up to a bound
+fills up meanwhile: encoded media with the first 2,000 answers, the 1,024 latest responses (4 MiB) with the first 7,500.
+Ends in one line of JSON, and exit code 1 if memory grew, an answer failed, or the server did not end in good order.
 """
 
 from __future__ import annotations

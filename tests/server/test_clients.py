@@ -154,6 +154,39 @@ def test_what_is_wrong_is_named_by_its_place(live: Live, change: dict[str, Any],
     assert said in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("param", "value"),
+    [
+        ("stream", "true"),
+        ("stream", 1),
+        ("logprobs", 1),
+        ("parallel_tool_calls", "false"),
+        ("n", "1"),
+        ("n", True),
+        ("max_completion_tokens", "5"),
+        ("max_completion_tokens", 1.5),
+        ("seed", "7"),
+        ("top_logprobs", True),
+        ("temperature", "0.5"),
+        ("temperature", True),
+        ("stream_options.include_usage", 1),
+        ("reasoning_budget", "9"),
+    ],
+)
+def test_texts_are_no_numbers_and_numbers_no_booleans(live: Live, param: str, value: Any) -> None:
+    outer, _, inner = param.partition(".")
+    answer = ask(live, **{outer: {inner: value} if inner else value})
+    assert answer.status_code == 400
+    assert (answer.json()["error"]["code"], answer.json()["error"]["param"]) == ("invalid_value", param)
+
+
+def test_a_whole_number_may_have_a_point(live: Live) -> None:
+    answer = ask(live, max_tokens=2.0, seed=7.0, n=1.0, temperature=0)
+    assert answer.json()["usage"]["completion_tokens"] == 2
+    ids = post(live, "/v1/completions", {"prompt": [5.0, 6.0], "max_tokens": 1})
+    assert ids.json()["usage"]["prompt_tokens"] == 2
+
+
 def test_a_bound_beyond_what_there_is_room_for(live: Live) -> None:
     form = {"type": "regex", "regex": "[a-z]{4000}"}
     answer = ask(live, max_tokens=100_000, response_format=form).json()

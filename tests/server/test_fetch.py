@@ -3,123 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import io
 import socket
 import ssl
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import httpx
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-import cellmd
 from cellmd.errors import MediaDecodeError, MediaError, MediaLimitError
 from cellmd.server import fetch
 from cellmd.server.fetch import Fetcher, Wanted, is_public
-from live_server import Live
-
-PUBLIC = "93.184.215.14"
-PNG = b"\x89PNG..."
-
-
-def ok(body: bytes, kind: str = "image/png", *more: str) -> bytes:
-    lines = ["HTTP/1.1 200 OK", f"Content-Type: {kind}", f"Content-Length: {len(body)}", *more]
-    return "\r\n".join([*lines, "", ""]).encode() + body
-
-
-def moved(to: str, status: int = 302) -> bytes:
-    return f"HTTP/1.1 {status} Moved\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n".encode()
-
-
-class Host:
-    """A host of the loopback that stands for public ones."""
-
-    def __init__(self, names: dict[str, Sequence[str]]) -> None:
-        self.names = names
-        self.answers: dict[str, bytes] = {}
-        self.heads: list[bytes] = []
-        self.resolved: list[str] = []
-        self.connected: list[tuple[str, int, str | None]] = []
-        self.pause = 0.0
-        self._server: asyncio.Server | None = None
-
-    async def __aenter__(self) -> Host:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        assert self._server is not None
-        self._server.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            head = await reader.readuntil(b"\r\n\r\n")
-            self.heads.append(head)
-            content = self.answers[head.split()[1].decode()]
-            step = 7 if self.pause else 1 << 20
-            for i in range(0, len(content), step):
-                writer.write(content[i : i + step])
-                await writer.drain()
-                await asyncio.sleep(self.pause)
-        writer.close()
-
-    async def resolve(self, name: str, port: int) -> Sequence[str]:
-        self.resolved.append(name)
-        if name not in self.names:
-            raise socket.gaierror(-2, "unknown")
-        return self.names[name]
-
-    async def connect(
-        self, address: str, port: int, tls_host: str | None
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        self.connected.append((address, port, tls_host))
-        assert self._server is not None
-        return await asyncio.open_connection(*self._server.sockets[0].getsockname())
-
-    def fetcher(self, max_bytes: int = 10_000, seconds: float = 5.0) -> Fetcher:
-        return Fetcher(max_bytes, seconds, resolve=self.resolve, connect=self.connect)
-
-
-def fetched(
-    urls: list[str],
-    answers: dict[str, bytes],
-    names: dict[str, Sequence[str]] | None = None,
-    kind: Any = "image",
-    pause: float = 0.0,
-    **bounds: Any,
-) -> tuple[list[bytes], Host]:
-    """The media, and the host that gave them."""
-
-    async def run() -> tuple[list[bytes], Host]:
-        async with Host(names or {"pictures.example": [PUBLIC]}) as host:
-            host.answers = answers
-            host.pause = pause
-            seen.append(host)
-            wanted = [Wanted(url, kind, "messages.0.content.0") for url in urls]
-            async with host.fetcher(**bounds).fetched(wanted) as got:
-                return [got[url] for url in urls], host
-
-    seen: list[Host] = []
-    try:
-        return asyncio.run(run())
-    except MediaError as error:
-        error.host = seen[0]  # type: ignore[attr-defined]
-        raise
-
-
-def refused(url: str, answers: dict[str, bytes] | None = None, **options: Any) -> tuple[str, Host]:
-    with pytest.raises(MediaError) as error:
-        fetched([url], answers or {}, **options)
-    return str(error.value), error.value.host  # type: ignore[attr-defined]
-
+from public_hosts import PNG, PUBLIC, Host, fetched, moved, ok, refused
 
 # ---- what works ------------------------------------------------------------------------------------------------------
 
@@ -416,78 +312,6 @@ def test_kinds_are_asked_for(kind: Any) -> None:
     assert fetched([url], {"/": ok(b"x", right)}, kind=kind)[0] == [b"x"]
     with pytest.raises(MediaDecodeError):
         fetched([url], {"/": ok(b"x", "text/plain")}, kind=kind)
-
-
-# ---- through the server ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def picture_host() -> Iterator[int]:
-    """A host of pictures on the loopback: its port."""
-    file = io.BytesIO()
-    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(file, "png")
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "image/png")
-            self.end_headers()
-            self.wfile.write(file.getvalue())
-
-        def log_message(self, *arguments: object) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_port
-    server.shutdown()
-    server.server_close()
-
-
-def ask(live: Live, *urls: str, **more: Any) -> httpx.Response:
-    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-    messages = [{"role": "user", "content": [*parts, {"type": "text", "text": "what is this"}]}]
-    body = {"messages": messages, "max_completion_tokens": 2, **more}
-    return httpx.post(f"{live.url}/v1/chat/completions", json=body, timeout=60)
-
-
-@pytest.fixture
-def opened(path: Path) -> Iterator[Callable[..., Live]]:
-    with contextlib.ExitStack() as stack:
-
-        def open_(**settings_: Any) -> Live:
-            live = Live(stack.enter_context(cellmd.load(path, threads=1, context=2048)), **settings_)
-            stack.callback(live.close)
-            return live
-
-        yield open_
-
-
-def test_a_server_fetches_only_if_it_was_told_to(opened: Callable[..., Live], picture_host: int) -> None:
-    url = f"http://pictures.example:{picture_host}/a.png"
-    live = opened()
-    answer = ask(live, url)
-    assert answer.status_code == 400
-    assert "fetches nothing" in answer.json()["error"]["message"]
-
-
-def test_a_picture_by_its_url(opened: Callable[..., Live], picture_host: int) -> None:
-    live = opened(allow_urls=True)
-    answer = ask(live, f"http://127.0.0.1:{picture_host}/a.png")
-    assert answer.status_code == 400
-    assert answer.json()["error"]["code"] == "invalid_media"
-
-    async def resolve(name: str, port: int) -> Sequence[str]:
-        return [PUBLIC]
-
-    async def connect(address: str, port: int, tls_host: str | None) -> Any:
-        assert (address, tls_host) == (PUBLIC, None)
-        return await asyncio.open_connection("127.0.0.1", port)
-
-    live.engine.fetcher = Fetcher(1 << 20, 5.0, resolve=resolve, connect=connect)
-    url = f"http://pictures.example:{picture_host}/a.png"
-    answer = ask(live, url, url)
-    assert answer.status_code == 200, answer.text
-    assert answer.json()["usage"]["prompt_tokens"] > ask(live).json()["usage"]["prompt_tokens"]
 
 
 def test_certificates_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 
 import cellmd
 from live_server import Live, until
+from processors.media_files import film_file, sound_file, tone
 
 pytestmark = pytest.mark.browser
 
@@ -145,6 +146,43 @@ def test_a_recording_from_the_microphone(page: Any, served: Live) -> None:
     assert page.locator("li.user audio").count() == 1
     assert page.locator("li.error").count() == 0
     assert served.counts.prompt_tokens - before > 50  # 25 places a second of sound
+
+
+def test_sounds_and_films_are_attached(page: Any, served: Live) -> None:
+    limit(page, 5)
+    files = [
+        {"name": "beep.wav", "mimeType": "audio/wav", "buffer": sound_file("wav", tone(1, 16_000)[None], 16_000)},
+        {"name": "film.mp4", "mimeType": "video/mp4", "buffer": film_file("mp4", n_frames=3)},
+    ]
+    page.set_input_files("#files", files=files)
+    until(lambda: page.locator("#attached li").count() == 2)
+    with page.expect_request("**/v1/chat/completions") as asked:
+        say(page, "what is this")
+    parts = asked.value.post_data_json["messages"][-1]["content"]
+    assert [part["type"] for part in parts] == ["input_audio", "video_url", "text"]
+    answered(page)
+    assert page.locator("li.error").count() == 0
+    assert page.locator("li.user audio").count() == page.locator("li.user video").count() == 1
+
+
+def test_what_the_settings_say_is_asked(page: Any) -> None:
+    page.click("#show-settings")
+    for name, value in {"system": "be brief", "temperature": "0.5", "top_p": "0.9", "top_k": "7", "seed": "3"}.items():
+        page.fill(f"[name={name}]", value)
+    page.fill("[name=max_completion_tokens]", "4")
+    page.click("#settings button[value=close]")
+    page.click("label.chip")
+    for _ in range(2):
+        with page.expect_request("**/v1/chat/completions") as asked:
+            say(page, "hello")
+        answered(page)
+        body = asked.value.post_data_json
+        assert body["messages"][0] == {"role": "system", "content": "be brief"}
+        chosen = {"temperature": 0.5, "top_p": 0.9, "top_k": 7, "seed": 3, "max_completion_tokens": 4}
+        assert {name: body.get(name) for name in chosen} == chosen
+        assert body["chat_template_kwargs"] == {"enable_thinking": True}
+        page.reload()  # settings are kept, too
+        page.click("#new")
 
 
 def test_a_stopped_stream(page: Any, served: Live) -> None:

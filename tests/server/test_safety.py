@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import ctypes
 import gc
 import io
 import json
@@ -25,7 +26,7 @@ import pytest
 
 import cellmd
 from cellmd.errors import ArgumentError
-from cellmd.server import connections
+from cellmd.server import connections, memory
 from cellmd.server.settings import ServerSettings
 from live_server import Live, free_port, until
 
@@ -337,6 +338,15 @@ def own_memory(process: int) -> int:
     return int(next(line.split()[1] for line in lines if line.startswith("RssAnon:"))) << 10
 
 
+def pools_of_threads(process: int) -> int:
+    """Pools of memory that glibc made for single threads: it reserves 64 MB of addresses for each."""
+    n = 0
+    for line in Path(f"/proc/{process}/maps").read_text().splitlines():
+        start, stop = (int(place, 16) for place in line.split()[0].split("-"))
+        n += line.split()[1] == "---p" and stop % (64 << 20) == 0 and stop - start > 32 << 20
+    return n
+
+
 def test_memory_of_large_bodies_goes_back_to_the_system(path: Path) -> None:
     port = free_port()
     command = [sys.executable, "-m", "cellmd.cli.main", "serve", str(path), "--port", str(port), "--threads", "1"]
@@ -362,8 +372,27 @@ def test_memory_of_large_bodies_goes_back_to_the_system(path: Path) -> None:
                 return own_memory(process.pid) - before < 24 << 20  # one body that stays for each thread would be 40
 
             until(is_back, 30)
+            assert pools_of_threads(process.pid) == 0
         finally:
             process.kill()
+
+
+def test_pages_between_others_go_back_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_TRIM_SECONDS", 0.05)
+    library = ctypes.CDLL(None)
+    library.malloc.restype = ctypes.c_void_p
+    blocks = [ctypes.c_void_p(library.malloc(ctypes.c_size_t(64 << 10))) for _ in range(2000)]
+    for block in blocks:
+        ctypes.memset(block, 1, 64 << 10)
+    kept = blocks[::50]
+    for block in blocks:
+        if block not in kept:
+            library.free(block)
+    before = own_memory(os.getpid())
+    with memory.memory_given_back():
+        until(lambda: own_memory(os.getpid()) < before - (64 << 20))
+    for block in kept:
+        library.free(block)
 
 
 # ---- the end --------------------------------------------------------------------------------------------

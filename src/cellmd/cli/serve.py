@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cellmd.cli import options
 from cellmd.errors import BackendError
+from cellmd.server.memory import share_memory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    share_memory()
     try:
         from cellmd.server.run import serve
         from cellmd.server.settings import ServerSettings

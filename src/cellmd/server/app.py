@@ -21,6 +21,7 @@ from cellmd.server.errors import ApiError, as_api_error
 from cellmd.server.guard import App, Guard
 from cellmd.server.metrics import CONTENT_TYPE, Metrics
 from cellmd.server.openapi import document
+from cellmd.server.replies import Health, Modality, ModelList, ModelReply
 from cellmd.server.responses import responses, stored_response
 
 PAGE_FILES = {
@@ -88,7 +89,8 @@ _HANDLERS: dict[Any, Any] = {
 
 
 async def _health(http: HttpRequest) -> Response:
-    return JSONResponse({"status": "ok"})
+    health: Health = {"status": "ok"}
+    return JSONResponse(health)
 
 
 async def _metrics(http: HttpRequest) -> Response:
@@ -102,7 +104,8 @@ async def _openapi(http: HttpRequest) -> Response:
 
 
 async def _models(http: HttpRequest) -> Response:
-    return JSONResponse({"object": "list", "data": [_described(http.app.state.engine)]})
+    models: ModelList = {"object": "list", "data": [_described(http.app.state.engine)]}
+    return JSONResponse(models)
 
 
 async def _model(http: HttpRequest) -> Response:
@@ -113,9 +116,11 @@ async def _model(http: HttpRequest) -> Response:
     return JSONResponse(_described(engine))
 
 
-def _described(engine: Engine) -> dict[str, Any]:
+def _described(engine: Engine) -> ModelReply:
     config = engine.model.config
-    inputs = ["text", *(["image", "video"] if config.vision else []), *(["audio"] if config.audio else [])]
+    inputs: list[Modality] = ["text"]
+    inputs += ["image", "video"] if config.vision else []
+    inputs += ["audio"] if config.audio else []
     return {
         "id": engine.settings.name,
         "object": "model",

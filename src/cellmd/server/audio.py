@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncIterator
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -20,6 +20,14 @@ from cellmd.server.chat import client_of
 from cellmd.server.engine import Engine, while_there
 from cellmd.server.errors import ApiError
 from cellmd.server.events import DONE, event, event_stream
+from cellmd.server.replies import (
+    DurationUsage,
+    TranscribedSegment,
+    TranscriptDelta,
+    TranscriptDone,
+    Transcription,
+    VerboseTranscription,
+)
 from cellmd.server.schemas import Form, parse_object
 from cellmd.transcribe.formats import Segment, as_srt, as_vtt
 from cellmd.transcribe.languages import language_name
@@ -32,6 +40,8 @@ _GRANULARITIES = ("timestamp_granularities[]", "timestamp_granularities")
 
 
 class AudioRequest(Form):
+    model_config = ConfigDict(strict=False)  # the fields of a form are texts
+
     file: Any = Field(
         description="the recording: a sound or a film", json_schema_extra={"type": "string", "format": "binary"}
     )
@@ -153,13 +163,16 @@ class Hearing:
 async def _events(hearing: Hearing, seconds: float) -> AsyncIterator[str]:
     texts: list[str] = []
     async for segment in hearing:
-        yield event({"type": "transcript.text.delta", "delta": f" {segment.text}" if texts else segment.text})
+        more = f" {segment.text}" if texts else segment.text
+        delta: TranscriptDelta = {"type": "transcript.text.delta", "delta": more}
+        yield event(delta)
         texts.append(segment.text)
-    yield event({"type": "transcript.text.done", "text": " ".join(texts), "usage": _usage(seconds)})
+    done: TranscriptDone = {"type": "transcript.text.done", "text": " ".join(texts), "usage": _usage(seconds)}
+    yield event(done)
     yield DONE
 
 
-def _usage(seconds: float) -> dict[str, Any]:
+def _usage(seconds: float) -> DurationUsage:
     return {"type": "duration", "seconds": round(seconds, 3)}
 
 
@@ -188,15 +201,16 @@ def _shown(asked: AudioRequest, segments: list[Segment], seconds: float, task: T
     if asked.response_format == "vtt":
         return PlainTextResponse(as_vtt(segments), media_type="text/vtt")
     if asked.response_format == "json":
-        return JSONResponse({"text": text, "usage": _usage(seconds)})
-    return JSONResponse(
-        {
-            "task": "translate" if task.translate else "transcribe",
-            "language": (task.language or "").lower(),
-            "duration": round(seconds, 3),
-            "text": text,
-            "segments": [
-                {"id": i, "start": s.start_s, "end": s.stop_s, "text": s.text} for i, s in enumerate(segments)
-            ],
-        }
-    )
+        plain: Transcription = {"text": text, "usage": _usage(seconds)}
+        return JSONResponse(plain)
+    shown: list[TranscribedSegment] = [
+        {"id": i, "start": s.start_s, "end": s.stop_s, "text": s.text} for i, s in enumerate(segments)
+    ]
+    verbose: VerboseTranscription = {
+        "task": "translate" if task.translate else "transcribe",
+        "language": (task.language or "").lower(),
+        "duration": round(seconds, 3),
+        "text": text,
+        "segments": shown,
+    }
+    return JSONResponse(verbose)

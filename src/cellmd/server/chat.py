@@ -7,7 +7,7 @@ import binascii
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
@@ -23,6 +23,23 @@ from cellmd.server.errors import ApiError
 from cellmd.server.events import DONE, event, event_stream
 from cellmd.server.fetch import Wanted
 from cellmd.server.grammar import GrammarConstraint
+from cellmd.server.replies import (
+    Call,
+    CallPart,
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatDelta,
+    ChatFinish,
+    ChatMessage,
+    ChatUsage,
+    Head,
+    Logprobs,
+    ScoredToken,
+    TimingsReply,
+    Token,
+)
 from cellmd.server.schemas import (
     AllowedTools,
     AudioPart,
@@ -54,21 +71,20 @@ async def chat_completions(http: HttpRequest) -> Response:
     engine: Engine = http.app.state.engine
     asked = parse(await http.body(), ChatRequest)
     answers = engine.answer(await chat_requests(engine, asked, client_of(http, asked)))
-    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": engine.settings.name}
+    head: Head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": engine.settings.name}
     tokenizer = engine.model.processor.tokenizer
     if asked.stream:
         include_usage = asked.stream_options is not None and asked.stream_options.include_usage
         return event_stream(answers, _chunks(answers, head, tokenizer, asked.n or 1, include_usage, asked.logprobs))
     choices = await answers.whole(http)
-    return JSONResponse(
-        {
-            **head,
-            "object": "chat.completion",
-            "choices": [_choice(i, pieces, tokenizer, asked.logprobs) for i, pieces in enumerate(choices)],
-            "usage": usage([pieces[-1] for pieces in choices]),
-            "timings": timings(choices[0][-1]),
-        }
-    )
+    completion: ChatCompletion = {
+        **head,
+        "object": "chat.completion",
+        "choices": [_choice(i, pieces, tokenizer, asked.logprobs) for i, pieces in enumerate(choices)],
+        "usage": usage([pieces[-1] for pieces in choices]),
+        "timings": timings(choices[0][-1]),
+    }
+    return JSONResponse(completion)
 
 
 def client_of(http: HttpRequest, asked: Sampled | None = None) -> Client:
@@ -258,7 +274,7 @@ def _stops(stop: str | list[str] | None) -> list[str]:
 # ---- what is answered ---------------------------------------------------------------------------------------
 
 
-def _shown_calls(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
+def _shown_calls(calls: Sequence[ToolCall]) -> list[Call]:
     """A choice's tool calls as the interface shows them."""
     return [
         {"id": call_id(), "type": "function", "function": {"name": call.name, "arguments": arguments_json(call)}}
@@ -270,20 +286,26 @@ def call_id() -> str:
     return f"call_{uuid.uuid4().hex[:24]}"
 
 
-def _shown_delta(delta: CallDelta) -> dict[str, Any]:
+def _shown_delta(delta: CallDelta) -> CallPart:
     if delta.name is None:
         return {"index": delta.index, "function": {"arguments": delta.arguments}}
-    function = {"name": delta.name, "arguments": delta.arguments}
-    return {"index": delta.index, "id": call_id(), "type": "function", "function": function}
+    return {
+        "index": delta.index,
+        "id": call_id(),
+        "type": "function",
+        "function": {"name": delta.name, "arguments": delta.arguments},
+    }
 
 
-def finish_reason(last: Piece) -> str:
-    if last.tool_calls and last.tool_calls[-1].finished:
-        return "tool_calls"
+def finish_reason(last: Piece) -> ChatFinish:
+    return "tool_calls" if last.tool_calls and last.tool_calls[-1].finished else text_finish(last)
+
+
+def text_finish(last: Piece) -> Literal["stop", "length"]:
     return "length" if last.finish_reason == "length" else "stop"
 
 
-def usage(lasts: Sequence[Piece]) -> dict[str, Any]:
+def usage(lasts: Sequence[Piece]) -> ChatUsage:
     """Of all answers to one prompt, which is counted once."""
     each = [piece.usage or Usage(0, 0) for piece in lasts]
     completion = sum(one.completion_tokens for one in each)
@@ -297,12 +319,12 @@ def usage(lasts: Sequence[Piece]) -> dict[str, Any]:
     }
 
 
-def timings(last: Piece) -> dict[str, Any]:
+def timings(last: Piece) -> TimingsReply:
     return last.timings.as_dict() if last.timings is not None else {}
 
 
-def logprobs(scores: Sequence[TokenScore], tokenizer: Tokenizer) -> dict[str, Any]:
-    content = []
+def logprobs(scores: Sequence[TokenScore], tokenizer: Tokenizer) -> Logprobs:
+    content: list[ScoredToken] = []
     for score in scores:
         if score.spoken:
             top = [_token(token, value, tokenizer) for token, value in score.top]
@@ -310,7 +332,7 @@ def logprobs(scores: Sequence[TokenScore], tokenizer: Tokenizer) -> dict[str, An
     return {"content": content, "refusal": None}
 
 
-def _token(token: int, value: float, tokenizer: Tokenizer) -> dict[str, Any]:
+def _token(token: int, value: float, tokenizer: Tokenizer) -> Token:
     name = tokenizer.token(token) or ""
     raw = (
         bytes([int(name[3:5], 16)])
@@ -320,10 +342,10 @@ def _token(token: int, value: float, tokenizer: Tokenizer) -> dict[str, Any]:
     return {"token": raw.decode(errors="replace"), "logprob": max(value, -9999.0), "bytes": list(raw)}
 
 
-def _choice(index: int, pieces: Sequence[Piece], tokenizer: Tokenizer, with_logprobs: bool | None) -> dict[str, Any]:
+def _choice(index: int, pieces: Sequence[Piece], tokenizer: Tokenizer, with_logprobs: bool | None) -> ChatChoice:
     last = pieces[-1]
     text, reasoning = "".join(p.text for p in pieces), "".join(p.reasoning for p in pieces)
-    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+    message: ChatMessage = {"role": "assistant", "content": text, "refusal": None}
     if reasoning:
         message["reasoning_content"] = reasoning
     if last.tool_calls:
@@ -340,25 +362,36 @@ def _choice(index: int, pieces: Sequence[Piece], tokenizer: Tokenizer, with_logp
 
 async def _chunks(
     answers: Answers,
-    head: dict[str, Any],
+    head: Head,
     tokenizer: Tokenizer,
     n: int,
     include_usage: bool,
     with_logprobs: bool | None,
 ) -> AsyncIterator[str]:
-    head = {**head, "object": "chat.completion.chunk"}
-    empty = {"usage": None} if include_usage else {}
+    def chunk(*choices: ChatChunkChoice) -> ChatChunk:
+        return {
+            "id": head["id"],
+            "created": head["created"],
+            "model": head["model"],
+            "object": "chat.completion.chunk",
+            "choices": list(choices),
+        }
 
-    def chunk(index: int, delta: dict[str, Any], finish: str | None = None, scores: Any = None, **more: Any) -> str:
-        choice = {"index": index, "delta": delta, "logprobs": scores, "finish_reason": finish}
-        return event({**head, "choices": [choice], **empty, **more})
+    def part(index: int, delta: ChatDelta, last: Piece | None = None, scores: Logprobs | None = None) -> str:
+        finish = finish_reason(last) if last is not None else None
+        one = chunk({"index": index, "delta": delta, "logprobs": scores, "finish_reason": finish})
+        if include_usage:
+            one["usage"] = None
+        if last is not None:
+            one["timings"] = timings(last)
+        return event(one)
 
     for index in range(n):
-        yield chunk(index, {"role": "assistant", "content": ""})
+        yield part(index, {"role": "assistant", "content": ""})
     lasts: list[Piece] = []
     async for index, piece in answers:
         scores = logprobs(piece.scores, tokenizer) if with_logprobs else None
-        delta: dict[str, Any] = {}
+        delta: ChatDelta = {}
         if piece.reasoning:
             delta["reasoning_content"] = piece.reasoning
         if piece.text or (scores and scores["content"]):
@@ -366,10 +399,12 @@ async def _chunks(
         if piece.call_deltas:
             delta["tool_calls"] = [_shown_delta(one) for one in piece.call_deltas]
         if delta:
-            yield chunk(index, delta, scores=scores)
+            yield part(index, delta, scores=scores)
         if piece.finish_reason is not None:
             lasts.append(piece)
-            yield chunk(index, {}, finish_reason(piece), timings=timings(piece))
+            yield part(index, {}, piece)
     if include_usage:
-        yield event({**head, "choices": [], "usage": usage(lasts)})
+        counted = chunk()
+        counted["usage"] = usage(lasts)
+        yield event(counted)
     yield DONE

@@ -6,7 +6,7 @@ import itertools
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
@@ -15,10 +15,11 @@ from cellmd.processors.features import Prompt
 from cellmd.processors.tokenizer import Tokenizer
 from cellmd.runtime.job import Client, Request
 from cellmd.runtime.result import Piece, TokenScore
-from cellmd.server.chat import client_of, finish_reason, usage
+from cellmd.server.chat import client_of, text_finish, usage
 from cellmd.server.engine import Answers, Engine
 from cellmd.server.errors import ApiError
 from cellmd.server.events import DONE, event, event_stream
+from cellmd.server.replies import Head, TextChoice, TextChunk, TextCompletion, TextLogprobs, TokenCounts
 from cellmd.server.schemas import CompletionRequest, parse
 
 _MAX_TOKENS = 16  # OpenAI's own default
@@ -29,12 +30,7 @@ async def completions(http: HttpRequest) -> Response:
     asked = parse(await http.body(), CompletionRequest)
     prompts = await _prompts(engine, asked)
     answers = engine.answer(_requests(engine, asked, prompts, client_of(http, asked)))
-    head = {
-        "id": f"cmpl-{uuid.uuid4().hex}",
-        "object": "text_completion",
-        "created": int(time.time()),
-        "model": engine.settings.name,
-    }
+    head: Head = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": engine.settings.name}
     tokenizer = engine.model.processor.tokenizer
     echoed = [_echo(tokenizer, one) if asked.echo else "" for one in _listed(asked.prompt) for _ in range(asked.n or 1)]
     if asked.stream:
@@ -44,9 +40,15 @@ async def completions(http: HttpRequest) -> Response:
     for i, pieces in enumerate(whole):
         text = echoed[i] + "".join(piece.text for piece in pieces)
         scores = [score for piece in pieces for score in piece.scores]
-        ended = finish_reason(pieces[-1])
+        ended = text_finish(pieces[-1])
         choices.append(_choice(i, text, ended, scores, tokenizer, asked.logprobs, len(echoed[i])))
-    return JSONResponse({**head, "choices": choices, "usage": _usage(whole, asked.n or 1)})
+    completion: TextCompletion = {
+        **head,
+        "object": "text_completion",
+        "choices": choices,
+        "usage": _usage(whole, asked.n or 1),
+    }
+    return JSONResponse(completion)
 
 
 def _listed(prompt: str | list[Any]) -> list[str | list[int]]:
@@ -94,23 +96,26 @@ def _requests(engine: Engine, asked: CompletionRequest, prompts: Sequence[Prompt
     return requests
 
 
-def _usage(whole: Sequence[Sequence[Piece]], n: int) -> dict[str, Any]:
+def _usage(whole: Sequence[Sequence[Piece]], n: int) -> TokenCounts:
     of_prompts = [usage([pieces[-1] for pieces in whole[i : i + n]]) for i in range(0, len(whole), n)]
-    names = ("prompt_tokens", "completion_tokens", "total_tokens")
-    return {name: sum(one[name] for one in of_prompts) for name in names}
+    return {
+        "prompt_tokens": sum(one["prompt_tokens"] for one in of_prompts),
+        "completion_tokens": sum(one["completion_tokens"] for one in of_prompts),
+        "total_tokens": sum(one["total_tokens"] for one in of_prompts),
+    }
 
 
 def _choice(
     index: int,
     text: str,
-    finish: str | None,
+    finish: Literal["stop", "length"] | None,
     scores: Sequence[TokenScore],
     tokenizer: Tokenizer,
     top: int | None,
     offset: int = 0,
-) -> dict[str, Any]:
+) -> TextChoice:
     """offset: where the first of the tokens begins in the choice's text."""
-    shown = None
+    shown: TextLogprobs | None = None
     if top is not None:
 
         def name(token: int) -> str:
@@ -127,20 +132,31 @@ def _choice(
 
 
 async def _chunks(
-    answers: Answers, head: dict[str, Any], tokenizer: Tokenizer, echoed: Sequence[str], asked: CompletionRequest
+    answers: Answers, head: Head, tokenizer: Tokenizer, echoed: Sequence[str], asked: CompletionRequest
 ) -> AsyncIterator[str]:
+    def chunk(*choices: TextChoice) -> TextChunk:
+        return {
+            "id": head["id"],
+            "created": head["created"],
+            "model": head["model"],
+            "object": "text_completion",
+            "choices": list(choices),
+        }
+
     for i, text in enumerate(echoed):
         if text:
-            yield event({**head, "choices": [_choice(i, text, None, [], tokenizer, None)]})
+            yield event(chunk(_choice(i, text, None, [], tokenizer, None)))
     lasts: dict[int, list[Piece]] = {i: [] for i in range(len(echoed))}
     offsets = [len(text) for text in echoed]
     async for i, piece in answers:
-        finish = finish_reason(piece) if piece.finish_reason is not None else None
+        finish = text_finish(piece) if piece.finish_reason is not None else None
         choice = _choice(i, piece.text, finish, piece.scores, tokenizer, asked.logprobs, offsets[i])
         offsets[i] += sum(map(len, choice["logprobs"]["tokens"])) if choice["logprobs"] else 0
-        yield event({**head, "choices": [choice]})
+        yield event(chunk(choice))
         if finish:
             lasts[i].append(piece)
     if asked.stream_options is not None and asked.stream_options.include_usage:
-        yield event({**head, "choices": [], "usage": _usage([lasts[i] for i in sorted(lasts)], asked.n or 1)})
+        counted = chunk()
+        counted["usage"] = _usage([lasts[i] for i in sorted(lasts)], asked.n or 1)
+        yield event(counted)
     yield DONE

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cellmd.server.replies import ResponseReply
+
 _MOST = 1024
 _MOST_BYTES = 256 << 20
 
@@ -16,7 +18,7 @@ class Conversation:
     """items: all turns, what was asked and what was answered, as the interface has them. response: the last answer."""
 
     items: Sequence[Any]
-    response: dict[str, Any]
+    response: ResponseReply
 
 
 class Conversations:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from starlette.responses import JSONResponse
 
 from cellmd.errors import (
@@ -15,6 +13,7 @@ from cellmd.errors import (
     MediaError,
     PromptError,
 )
+from cellmd.server.replies import ErrorKind, ErrorReply
 
 RETRY_AFTER_SECONDS = 2
 
@@ -29,7 +28,7 @@ class ApiError(Exception):
         self.param = param
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> ErrorKind:
         if self.status == 401:
             return "authentication_error"
         if self.status == 403:
@@ -38,7 +37,7 @@ class ApiError(Exception):
             return "rate_limit_error"
         return "invalid_request_error" if self.status < 500 else "server_error"
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> ErrorReply:
         return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Mapping
+from typing import Protocol
 
 from starlette.responses import StreamingResponse
 
@@ -13,7 +13,7 @@ from cellmd.server.errors import as_api_error
 DONE = "data: [DONE]\n\n"
 
 
-def event(content: dict[str, Any], name: str | None = None) -> str:
+def event(content: Mapping[str, object], name: str | None = None) -> str:
     head = f"event: {name}\n" if name else ""
     return f"{head}data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
 

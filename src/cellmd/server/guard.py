@@ -49,6 +49,11 @@ _SECURITY = {
 }
 
 
+def needs_key(path: str) -> bool:
+    """Whether what is at a path is only for those who have the key, where there is one."""
+    return path not in _PUBLIC and not path.startswith("/page/")
+
+
 class Guard:
     """Stands before the application; see the module."""
 
@@ -107,8 +112,8 @@ class Guard:
         if "origin" in headers and origin is None and not _same_origin(headers):
             site = headers["origin"][:200]
             raise ApiError(403, f"pages of {site!r} may not use this server; --origin lets them", code="wrong_origin")
-        public = scope["path"] in _PUBLIC or scope["path"].startswith("/page/") or scope["method"] == "OPTIONS"
-        if self._key is not None and not public and not self._has_key(headers):
+        asks = needs_key(scope["path"]) and scope["method"] != "OPTIONS"
+        if self._key is not None and asks and not self._has_key(headers):
             raise ApiError(401, "give the API key: Authorization: Bearer KEY", code="invalid_api_key")
 
     def _has_key(self, headers: Headers) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, Literal
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Literal
 
 from cellmd.processors.call_stream import arguments_json
 from cellmd.processors.tokenizer import Tokenizer
@@ -15,10 +15,34 @@ from cellmd.runtime.result import Piece, TokenScore, Usage
 from cellmd.server.chat import call_id, logprobs
 from cellmd.server.engine import Answers
 from cellmd.server.events import event
+from cellmd.server.replies import (
+    ArgumentsDelta,
+    ArgumentsDone,
+    CallItem,
+    ItemChanged,
+    MessageItem,
+    OutputItem,
+    OutputPart,
+    OutputText,
+    OutputTextDelta,
+    OutputTextDone,
+    PartChanged,
+    Place,
+    ReasoningItem,
+    ReasoningText,
+    ReasoningTextDelta,
+    ReasoningTextDone,
+    ResponseChanged,
+    ResponseEvent,
+    ResponseReply,
+    ScoredToken,
+)
 from cellmd.server.schemas import ResponsesRequest
 
+_ResponseKind = Literal["response.created", "response.in_progress", "response.completed", "response.incomplete"]
 
-def opened(asked: ResponsesRequest, model: str) -> dict[str, Any]:
+
+def opened(asked: ResponsesRequest, model: str) -> ResponseReply:
     """A response that has not begun to answer."""
     return {
         "id": f"resp_{uuid.uuid4().hex}",
@@ -44,7 +68,7 @@ def opened(asked: ResponsesRequest, model: str) -> dict[str, Any]:
     }
 
 
-def closed(head: dict[str, Any], output: list[dict[str, Any]], last: Piece) -> dict[str, Any]:
+def closed(head: ResponseReply, output: list[OutputItem], last: Piece) -> ResponseReply:
     """A response that has answered."""
     used = last.usage or Usage(0, 0)
     cut = last.finish_reason == "length"
@@ -63,44 +87,46 @@ def closed(head: dict[str, Any], output: list[dict[str, Any]], last: Piece) -> d
     }
 
 
-def items_of(pieces: Sequence[Piece], tokenizer: Tokenizer | None) -> list[dict[str, Any]]:
+def items_of(pieces: Sequence[Piece], tokenizer: Tokenizer | None) -> list[OutputItem]:
     """The output. tokenizer: for log probabilities, None for none."""
     text, reasoning = "".join(p.text for p in pieces), "".join(p.reasoning for p in pieces)
-    items = [_reasoning_item(_new_id("rs"), reasoning)] if reasoning else []
+    items: list[OutputItem] = [_reasoning_item(reasoning)] if reasoning else []
     if text or not pieces[-1].tool_calls:
         scores = _scores([score for piece in pieces for score in piece.scores], tokenizer)
-        items.append(_message_item(_new_id("msg"), text, scores))
-    return [*items, *(_call_item(_new_id("fc"), call) for call in pieces[-1].tool_calls)]
+        items.append(_message_item(text, scores))
+    return [*items, *map(_call_item, pieces[-1].tool_calls)]
 
 
 def _new_id(kind: str) -> str:
     return f"{kind}_{uuid.uuid4().hex}"
 
 
-def _scores(scores: Sequence[TokenScore], tokenizer: Tokenizer | None) -> list[dict[str, Any]]:
-    if tokenizer is None:
-        return []
-    content: list[dict[str, Any]] = logprobs(scores, tokenizer)["content"]
-    return content
+def _scores(scores: Sequence[TokenScore], tokenizer: Tokenizer | None) -> list[ScoredToken]:
+    return logprobs(scores, tokenizer)["content"] if tokenizer is not None else []
 
 
-def _text_part(text: str, scores: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+def _text_part(text: str, scores: Sequence[ScoredToken]) -> OutputText:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(scores)}
 
 
-def _message_item(item_id: str, text: str, scores: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+def _message_item(text: str, scores: Sequence[ScoredToken]) -> MessageItem:
     content = [_text_part(text, scores)]
-    return {"id": item_id, "type": "message", "role": "assistant", "status": "completed", "content": content}
+    return {"id": _new_id("msg"), "type": "message", "role": "assistant", "status": "completed", "content": content}
 
 
-def _reasoning_item(item_id: str, text: str) -> dict[str, Any]:
-    content = [{"type": "reasoning_text", "text": text}]
-    return {"id": item_id, "type": "reasoning", "summary": [], "content": content, "status": "completed"}
-
-
-def _call_item(item_id: str, call: ToolCall) -> dict[str, Any]:
+def _reasoning_item(text: str) -> ReasoningItem:
     return {
-        "id": item_id,
+        "id": _new_id("rs"),
+        "type": "reasoning",
+        "summary": [],
+        "content": [{"type": "reasoning_text", "text": text}],
+        "status": "completed",
+    }
+
+
+def _call_item(call: ToolCall) -> CallItem:
+    return {
+        "id": _new_id("fc"),
         "type": "function_call",
         "call_id": call_id(),
         "name": call.name,
@@ -109,117 +135,164 @@ def _call_item(item_id: str, call: ToolCall) -> dict[str, Any]:
     }
 
 
-_Said = Literal["reasoning", "message"]
-_Kind = _Said | Literal["call"]
-
-
 class Events:
     """The events of one streamed response. response: all of it, once it is there. tokenizer: for log probabilities."""
 
-    def __init__(self, head: dict[str, Any], tokenizer: Tokenizer | None) -> None:
-        self.response: dict[str, Any] | None = None
+    def __init__(self, head: ResponseReply, tokenizer: Tokenizer | None) -> None:
+        self.response: ResponseReply | None = None
         self._head = head
         self._tokenizer = tokenizer
         self._number = itertools.count()
-        self._output: list[dict[str, Any]] = []
-        self._open: _Kind | None = None
-        self._item: dict[str, Any] = {}
+        self._output: list[OutputItem] = []
+        self._open: OutputItem | None = None  # what is being said now; its texts and scores stand in the next two
         self._text = ""
-        self._scores: list[dict[str, Any]] = []
+        self._scores: list[ScoredToken] = []
 
     async def of(self, answers: Answers) -> AsyncIterator[str]:
-        yield self._event("response.created", response=self._head)
-        yield self._event("response.in_progress", response=self._head)
+        yield self._response("response.created", self._head)
+        yield self._response("response.in_progress", self._head)
         async for _, piece in answers:
             for one in self._told(piece):
-                yield one
+                yield _event(one)
             if piece.finish_reason is None:
                 continue
             unfinished = bool(piece.tool_calls) and not piece.tool_calls[-1].finished
             for one in self._end("incomplete" if unfinished else "completed"):
-                yield one
+                yield _event(one)
             self.response = closed(self._head, self._output, piece)
-            yield self._event(f"response.{self.response['status']}", response=self.response)
+            cut = self.response["status"] == "incomplete"
+            yield self._response("response.incomplete" if cut else "response.completed", self.response)
 
-    def _told(self, piece: Piece) -> list[str]:
-        events = self._say("reasoning", piece.reasoning) if piece.reasoning else []
+    def _response(self, kind: _ResponseKind, response: ResponseReply) -> str:
+        changed: ResponseChanged = {"type": kind, "sequence_number": next(self._number), "response": response}
+        return _event(changed)
+
+    def _told(self, piece: Piece) -> Iterator[ResponseEvent]:
+        if piece.reasoning:
+            yield from self._reason(piece.reasoning)
         scores = _scores(piece.scores, self._tokenizer)
+        said = [*self._output, *([self._open] if self._open is not None else [])]
         last = piece.finish_reason is not None
-        nothing = last and not piece.tool_calls and not any(item["type"] == "message" for item in self._output)
         if piece.text or scores:
-            events += self._say("message", piece.text, scores)
-        elif nothing and self._open != "message":
-            events += self._begin("message")
+            yield from self._say(piece.text, scores)
+        elif last and not piece.tool_calls and not any(item["type"] == "message" for item in said):
+            yield from self._begin_message()
         for delta in piece.call_deltas:
-            events += self._call(delta)
-        return events
+            yield from self._call(delta)
 
-    def _say(
-        self, kind: Literal["reasoning", "message"], text: str, scores: Sequence[dict[str, Any]] = ()
-    ) -> list[str]:
-        events = self._begin(kind) if self._open != kind else []
+    # ---- what is said ---------------------------------------------------------------------------------------
+
+    def _reason(self, text: str) -> Iterator[ResponseEvent]:
+        if self._open is None or self._open["type"] != "reasoning":
+            item: ReasoningItem = {**_reasoning_item(""), "status": "in_progress", "content": []}
+            yield from self._begin(item)
+            yield self._part("response.content_part.added", {"type": "reasoning_text", "text": ""})
+        self._text += text
+        delta: ReasoningTextDelta = {
+            **self._place(),
+            "type": "response.reasoning_text.delta",
+            "content_index": 0,
+            "delta": text,
+        }
+        yield delta
+
+    def _say(self, text: str, scores: Sequence[ScoredToken]) -> Iterator[ResponseEvent]:
+        if self._open is None or self._open["type"] != "message":
+            yield from self._begin_message()
         self._text += text
         self._scores += scores
-        name = "response.output_text.delta" if kind == "message" else "response.reasoning_text.delta"
-        more: dict[str, Any] = {"logprobs": list(scores)} if kind == "message" else {}
-        return [*events, self._event(name, **self._place(), content_index=0, delta=text, **more)]
+        delta: OutputTextDelta = {
+            **self._place(),
+            "type": "response.output_text.delta",
+            "content_index": 0,
+            "delta": text,
+            "logprobs": list(scores),
+        }
+        yield delta
 
-    def _begin(self, kind: _Said) -> list[str]:
-        events = self._end()
-        self._open, self._text, self._scores = kind, "", []
-        make = _message_item if kind == "message" else _reasoning_item
-        self._item = {**make(_new_id("msg" if kind == "message" else "rs"), ""), "status": "in_progress", "content": []}
-        events.append(self._event("response.output_item.added", output_index=len(self._output), item=self._item))
-        return [
-            *events,
-            self._event("response.content_part.added", **self._place(), content_index=0, part=self._part()),
-        ]
+    def _begin_message(self) -> Iterator[ResponseEvent]:
+        item: MessageItem = {**_message_item("", []), "status": "in_progress", "content": []}
+        yield from self._begin(item)
+        yield self._part("response.content_part.added", _text_part("", []))
 
-    def _call(self, delta: CallDelta) -> list[str]:
-        events: list[str] = []
+    def _call(self, delta: CallDelta) -> Iterator[ResponseEvent]:
         if delta.name is not None:
-            events = self._end()
-            begun = ToolCall(delta.name, {}, "")
-            self._open, self._text = "call", ""
-            self._item = {**_call_item(_new_id("fc"), begun), "arguments": "", "status": "in_progress"}
-            events.append(self._event("response.output_item.added", output_index=len(self._output), item=self._item))
+            item: CallItem = {**_call_item(ToolCall(delta.name, {}, "")), "arguments": "", "status": "in_progress"}
+            yield from self._begin(item)
         self._text += delta.arguments
-        name = "response.function_call_arguments.delta"
-        return [*events, self._event(name, **self._place(), delta=delta.arguments)]
+        arguments: ArgumentsDelta = {
+            **self._place(),
+            "type": "response.function_call_arguments.delta",
+            "delta": delta.arguments,
+        }
+        yield arguments
 
-    def _end(self, status: str = "completed") -> list[str]:
-        if self._open is None:
-            return []
-        events = self._ended_call(status) if self._open == "call" else self._ended_text()
-        events.append(self._event("response.output_item.done", output_index=len(self._output), item=self._item))
-        self._output.append(self._item)
+    def _begin(self, item: OutputItem) -> Iterator[ResponseEvent]:
+        yield from self._end()
+        self._open, self._text, self._scores = item, "", []
+        yield self._item("response.output_item.added", item)
+
+    # ---- what has been said ---------------------------------------------------------------------------------
+
+    def _end(self, status: Literal["completed", "incomplete"] = "completed") -> Iterator[ResponseEvent]:
+        """status: of a call; what is open and no call has been said to its end."""
+        item = self._open
+        if item is None:
+            return
+        if item["type"] == "function_call":
+            done: ArgumentsDone = {
+                **self._place(),
+                "type": "response.function_call_arguments.done",
+                "name": item["name"],
+                "arguments": self._text,
+            }
+            yield done
+            ended: OutputItem = {**item, "arguments": self._text, "status": status}
+        elif item["type"] == "message":
+            part = _text_part(self._text, self._scores)
+            said: OutputTextDone = {
+                **self._place(),
+                "type": "response.output_text.done",
+                "content_index": 0,
+                "text": self._text,
+                "logprobs": self._scores,
+            }
+            yield said
+            yield self._part("response.content_part.done", part)
+            ended = {**item, "content": [part], "status": "completed"}
+        else:
+            reason: ReasoningText = {"type": "reasoning_text", "text": self._text}
+            reasoned: ReasoningTextDone = {
+                **self._place(),
+                "type": "response.reasoning_text.done",
+                "content_index": 0,
+                "text": self._text,
+            }
+            yield reasoned
+            yield self._part("response.content_part.done", reason)
+            ended = {**item, "content": [reason], "status": "completed"}
+        yield self._item("response.output_item.done", ended)
+        self._output.append(ended)
         self._open = None
-        return events
 
-    def _ended_call(self, status: str) -> list[str]:
-        self._item = {**self._item, "arguments": self._text, "status": status}
-        name = "response.function_call_arguments.done"
-        return [self._event(name, **self._place(), name=self._item["name"], arguments=self._text)]
+    # ---- events ---------------------------------------------------------------------------------------------
 
-    def _ended_text(self) -> list[str]:
-        is_message = self._open == "message"
-        part = self._part()
-        name = "response.output_text.done" if is_message else "response.reasoning_text.done"
-        more: dict[str, Any] = {"logprobs": self._scores} if is_message else {}
-        self._item = {**self._item, "content": [part], "status": "completed"}
-        place = self._place()
-        return [
-            self._event(name, **place, content_index=0, text=self._text, **more),
-            self._event("response.content_part.done", **place, content_index=0, part=part),
-        ]
+    def _item(
+        self, kind: Literal["response.output_item.added", "response.output_item.done"], item: OutputItem
+    ) -> ItemChanged:
+        number = next(self._number)
+        return {"type": kind, "sequence_number": number, "output_index": len(self._output), "item": item}
 
-    def _part(self) -> dict[str, Any]:
-        if self._open == "message":
-            return _text_part(self._text, self._scores)
-        return {"type": "reasoning_text", "text": self._text}
+    def _part(
+        self, kind: Literal["response.content_part.added", "response.content_part.done"], part: OutputPart
+    ) -> PartChanged:
+        return {**self._place(), "type": kind, "content_index": 0, "part": part}
 
-    def _place(self) -> dict[str, Any]:
-        return {"item_id": self._item["id"], "output_index": len(self._output)}
+    def _place(self) -> Place:
+        assert self._open is not None
+        number = next(self._number)
+        return {"sequence_number": number, "item_id": self._open["id"], "output_index": len(self._output)}
 
-    def _event(self, name: str, /, **content: Any) -> str:
-        return event({"type": name, "sequence_number": next(self._number), **content}, name)
+
+def _event(one: ResponseEvent) -> str:
+    return event(one, one["type"])

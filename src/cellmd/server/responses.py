@@ -14,6 +14,7 @@ from cellmd.server.conversations import Conversation
 from cellmd.server.engine import Engine
 from cellmd.server.errors import ApiError
 from cellmd.server.events import event_stream
+from cellmd.server.replies import DeletedResponse, ResponseReply
 from cellmd.server.response_events import Events, closed, items_of, opened
 from cellmd.server.schemas import ChatRequest, ResponsesRequest, parse, parse_object
 
@@ -29,7 +30,7 @@ async def responses(http: HttpRequest) -> Response:
     head = opened(asked, engine.settings.name)
     tokenizer = engine.model.processor.tokenizer if chat.logprobs else None
 
-    def keep(response: dict[str, Any]) -> None:
+    def keep(response: ResponseReply) -> None:
         if asked.store is not False:
             engine.conversations.keep(Conversation([*items, *response["output"]], response))
 
@@ -58,7 +59,8 @@ async def stored_response(http: HttpRequest) -> Response:
         raise ApiError(404, f"no response {response_id[:100]!r} is kept", code="not_found")
     if http.method == "DELETE":
         engine.conversations.forget(response_id)
-        return JSONResponse({"id": response_id, "object": "response", "deleted": True})
+        deleted: DeletedResponse = {"id": response_id, "object": "response", "deleted": True}
+        return JSONResponse(deleted)
     return JSONResponse(found.response)
 
 

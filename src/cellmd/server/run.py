@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import signal
 import socket
 
@@ -14,10 +12,8 @@ from cellmd.errors import BackendError
 from cellmd.server.app import application
 from cellmd.server.connections import HEAD_SECONDS, connections_possible, protocol
 from cellmd.server.engine import Engine
+from cellmd.server.memory import memory_given_back
 from cellmd.server.settings import ServerSettings
-
-_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
-_LARGE_BYTES = 4 << 20
 
 
 def server(model: Model, settings: ServerSettings, *, slots: int, queue_limit: int) -> tuple[uvicorn.Server, Engine]:
@@ -45,25 +41,18 @@ def server(model: Model, settings: ServerSettings, *, slots: int, queue_limit: i
 
 def serve(model: Model, settings: ServerSettings, *, slots: int, queue_limit: int) -> None:
     """Serve until SIGTERM or SIGINT; then take no more, let answers end, and return."""
-    _give_large_memory_back()
     listening = _listen(settings)
     running, engine = server(model, settings, slots=slots, queue_limit=queue_limit)
     # uvicorn raises the signal that ended it once more, for the handlers that were there before it.
     before = {number: signal.signal(number, _ended) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        running.run(sockets=[listening])
+        with memory_given_back():
+            running.run(sockets=[listening])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         engine.scheduler.close()
         listening.close()
-
-
-def _give_large_memory_back() -> None:
-    """glibc keeps what is freed once it has seen a block of that size freed: large bodies and media, up to 32 MB each,
-    would stay with the process. With a fixed bound they go back to the system. Elsewhere this does nothing."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 def _listen(settings: ServerSettings) -> socket.socket:

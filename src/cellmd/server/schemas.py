@@ -5,22 +5,44 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import from_json
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic.functional_validators import BeforeValidator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, from_json
 
 from cellmd.server.errors import ApiError
 
-Count = Annotated[int, Field(ge=1)]
+
+def _whole(value: Any) -> Any:
+    """5.0 is an integer in JSON, as it is to its schemas; texts, true and false are none."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_WHOLE = BeforeValidator(_whole)
+Integer = Annotated[int, _WHOLE]
+Count = Annotated[int, Field(ge=1), _WHOLE]
+TopTokens = Annotated[int, Field(ge=0, le=20), _WHOLE]
 TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
+
+
+_NOTHING: list[Any] = [None, False, 0, "", [], {}]
+"""What programs send that do not want what they name."""
 
 
 class Form(BaseModel):
     """Keys that are not known are ignored, as OpenAI's servers do with theirs between versions. Not so `unsupported`
     ones (with what to do instead), without which the answer would be another one than was asked for."""
 
-    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
+    model_config = ConfigDict(extra="ignore", strict=True, hide_input_in_errors=True)
     unsupported: ClassVar[Mapping[str, str]] = {}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        for name, instead in cls.unsupported.items():
+            schema["properties"][name] = {"enum": _NOTHING, "description": f"not supported: {instead}"}
+        return schema
 
 
 class TextPart(Form):
@@ -40,6 +62,11 @@ class Link(Form):
     @classmethod
     def _of_url(cls, value: Any) -> Any:
         return {"url": value} if isinstance(value, str) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler.resolve_ref_schema(super().__get_pydantic_json_schema__(core_schema, handler))
+        return {"anyOf": [schema, {"type": "string"}]}
 
 
 class ImageUrl(Link):
@@ -197,10 +224,10 @@ class Sampled(Form):
     model: str | None = Field(None, description="not looked at: the server has one")
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=-1, description="0 and -1: among all tokens")
+    top_k: Annotated[int, Field(ge=-1), _WHOLE] | None = Field(None, description="0 and -1: among all tokens")
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
-    seed: int | None = None
+    seed: Integer | None = None
     stream: bool | None = None
     user: str | None = Field(None, description="who asks: waiting requests take turns by it, too")
     safety_identifier: str | None = Field(None, description="in the place of user")
@@ -239,7 +266,7 @@ class ChatRequest(Sampled):
     parallel_tool_calls: bool | None = Field(None, description="false: at most one call an answer")
     response_format: ResponseFormat | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: TopTokens | None = None
     stop: str | list[str] | None = None
     n: Count | None = None
     max_completion_tokens: Count | None = Field(None, description="at most; the server and the context may give less")
@@ -247,7 +274,9 @@ class ChatRequest(Sampled):
     modalities: list[Literal["text"]] | None = None
     stream_options: StreamOptions | None = None
     reasoning_effort: Effort | None = Field(None, description="none and minimal: no reasoning; others a budget")
-    reasoning_budget: int | None = Field(None, ge=0, description="not OpenAI's: most tokens of reasoning; 0: none")
+    reasoning_budget: Annotated[int, Field(ge=0), _WHOLE] | None = Field(
+        None, description="not OpenAI's: most tokens of reasoning; 0: none"
+    )
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="not OpenAI's: enable_thinking and whatever else the model's chat template reads"
     )
@@ -258,12 +287,12 @@ class ChatRequest(Sampled):
 
 class CompletionRequest(Sampled):
     unsupported = {"suffix": "the model goes on from a text, it does not fill a gap"}
-    prompt: str | list[str] | list[int] | list[list[int]] = Field(
+    prompt: str | list[str] | list[Integer] | list[list[Integer]] = Field(
         description="the exact prompt, as text or token ids, or several; no chat template runs"
     )
     max_tokens: Count | None = Field(None, description="16 if left out")
     n: Count | None = None
-    logprobs: int | None = Field(None, ge=0, le=20)
+    logprobs: TopTokens | None = None
     echo: bool | None = None
     stop: str | list[str] | None = None
     stream_options: StreamOptions | None = None
@@ -293,7 +322,7 @@ class ResponsesRequest(Sampled):
     text: ResponsesFormat | None = None
     reasoning: ResponsesReasoning | None = None
     max_output_tokens: Count | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: TopTokens | None = None
     include: list[str] | None = Field(
         None, max_length=32, description="message.output_text.logprobs gives log probabilities"
     )
@@ -317,7 +346,7 @@ def parse(body: bytes, form: type[Request]) -> Request:
 def parse_object(content: Any, form: type[Request]) -> Request:
     asked = content if isinstance(content, dict) else {}
     for key, instead in getattr(form, "unsupported", {}).items():
-        if asked.get(key):
+        if asked.get(key) not in _NOTHING:
             raise ApiError(400, f"{key} is not supported: {instead}", code="unsupported_parameter", param=key)
     try:
         return form.model_validate(content)
