@@ -45,10 +45,12 @@ class Context {
             pool_.run(items, grain_of(items), body);
             return;
         }
-        const auto piece = std::max<int64_t>(threads(), static_cast<int64_t>(kPiece / cost));
-        for (int64_t first = 0; first < items; first += piece) {
+        // Pieces of one size: a piece is done when its slowest thread is.
+        const auto most = std::max<int64_t>(threads(), static_cast<int64_t>(kPiece / cost));
+        const int64_t pieces = (items + most - 1) / most;
+        for (int64_t i = 0; i < pieces; i++) {
             check_interrupt_();
-            const int64_t n = std::min(piece, items - first);
+            const int64_t first = items * i / pieces, n = items * (i + 1) / pieces - first;
             pool_.run(n, grain_of(n), [&](int64_t begin, int64_t end, int thread) { body(first + begin, first + end, thread); });
         }
     }

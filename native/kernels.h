@@ -29,7 +29,8 @@ constexpr int kLargestBlock = 64;   // numbers of which the largest is looked fo
 //   codes  [ceil(k / 4)][rows][4]   or [ceil(k / 64)][rows][64], as the table's products want them; zeros beyond k, up to a
 //                                   multiple of KernelTable::code_columns
 //   scales [groups][rows]
-//   sums   [groups][rows]           sums of the codes
+//   sums   [groups][rows]           sums of the codes, times kSumFactor: what products begin with whose weights are 8 too large
+constexpr int kSumFactor = -8;
 struct QuantiseArgs {
     const float* x;
     size_t row_stride;
@@ -107,13 +108,14 @@ struct Lookup {
 };
 
 // Scores and weighted values of `rows` queries (a power of two, at most query_rows) over one block of keys.
-// keys [hd][kKeyBlock], values [kKeyBlock][hd], of `type`; for Int8 scales of every key and value, else null.
+// keys [width][kKeyBlock], values [kKeyBlock][width], of `type`, where width is head_dim rounded up to 16, with zeros; for
+// Int8 scales of every key and value, else null.
 // Row r sees the keys from[r]..to[r]-1 of the block; keys outside of first..last-1 are seen by no row.
 // Out: largest[r] the largest score (-inf if none is seen), total[r] the sum of e^(score - largest) and
-// weighted[r][hd] the sum of e^(score - largest) * value.
+// weighted[r][width] the sum of e^(score - largest) * value.
 struct AttendArgs {
-    const float* queries;  // [hd][rows]
-    int rows, head_dim;
+    const float* queries[kMaxQueryRows];  // head_dim numbers each
+    int rows, head_dim, width;
     bool from_memory;  // keys and values are in no cache yet, and in memory are followed by the next block
     CacheType type;
     const void *keys, *values;
@@ -124,7 +126,7 @@ struct AttendArgs {
     float* weighted;
 };
 
-// Results of some rows: largest[row], total[row], weighted[row][hd].
+// Results of some rows: largest[row], total[row], weighted[row][width].
 struct AttendSums {
     float *largest, *total, *weighted;
 };
@@ -226,7 +228,7 @@ struct KernelTable {
     void (*attend)(AttendArgs&);
     // Blocks' parts (AttendArgs' results) of some rows (at most kMaxQueryRows) into what those rows have so far, in order:
     // `blocks` (at most kMaxMerged) parts, each of whose numbers lie `stride` floats after those of the one before.
-    void (*merge)(int rows, int head_dim, const AttendSums& sums, const AttendSums& first, int blocks, size_t stride);
+    void (*merge)(int rows, int width, const AttendSums& sums, const AttendSums& first, int blocks, size_t stride);
     // n numbers as stored: Half within the largest finite half, Int8 by the scale it returns (else 1).
     float (*narrow)(const float* x, CacheType, int n, void* out);
     void (*relative)(const RelativeArgs&, int row, int head, float* scores, float* out);

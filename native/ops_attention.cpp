@@ -2,6 +2,7 @@
 // blocks of keys in ascending order. Where there are fewer items than threads could use (a decoding step), the blocks
 // themselves are shared out and joined afterwards, in the same order and by the same additions.
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <limits>
 
@@ -64,20 +65,15 @@ class Item {
         queries.push_back(query);
         from_ = std::min(from_, query.from);
         to_ = std::max(to_, query.to);
-        all_from_ = std::max(all_from_, query.from);
-        all_to_ = std::min(all_to_, query.to);
     }
     int64_t first_block() const { return from_ / kKeyBlock; }
     int64_t last_block() const { return (to_ + kKeyBlock - 1) / kKeyBlock; }
-    // Whether every query sees the whole of a block.
-    bool all_see(int64_t block) const { return all_from_ <= block * kKeyBlock && (block + 1) * kKeyBlock <= all_to_; }
 
     Source source;
     std::vector<Query> queries;
 
    private:
     int64_t from_ = std::numeric_limits<int64_t>::max(), to_ = 0;
-    int64_t all_from_ = 0, all_to_ = std::numeric_limits<int64_t>::max();
 };
 
 // Results of `rows` queries that have seen nothing yet.
@@ -94,56 +90,24 @@ AttendSums from_row(const AttendSums& sums, int64_t row, int width) {
     return {sums.largest + row, sums.total + row, sums.weighted + row * width};
 }
 
-// Queries by the kernel's row count: groups of `size` queries (a power of two), packed [group][width][size].
-class Packed {
-   public:
-    Packed(const KernelTable& kernels, const Item& item, int head_dim, float* memory)
-        : size_(static_cast<int>(std::min<int64_t>(kernels.query_rows, rounded(item))) ), width_(item.source.width()), data_(memory) {
-        for (int64_t g = 0; g < groups(item); g++)
-            for (int r = 0; r < size_; r++) {
-                const size_t i = static_cast<size_t>(g * size_ + r);
-                float* to = data_ + g * width_ * size_ + r;
-                for (int d = 0; d < width_; d++)
-                    to[d * size_] = i < item.queries.size() && d < head_dim ? item.queries[i].q[d] : 0.0f;
-            }
-    }
-    static size_t floats(const KernelTable& kernels, const Item& item) {
-        return (item.queries.size() + static_cast<size_t>(kernels.query_rows)) * static_cast<size_t>(item.source.width());
-    }
-    int64_t groups(const Item& item) const { return (static_cast<int64_t>(item.queries.size()) + size_ - 1) / size_; }
-    int size() const { return size_; }
-    const float* group(int64_t g) const { return data_ + g * width_ * size_; }
+// Queries that a kernel takes together: a power of two, so that some may be missing in the last group.
+int group_size(const KernelTable& kernels, const Item& item) {
+    return std::min(kernels.query_rows, static_cast<int>(std::bit_ceil(item.queries.size())));
+}
 
-   private:
-    static int64_t rounded(const Item& item) {
-        int64_t size = 1;
-        while (size < static_cast<int64_t>(item.queries.size())) size *= 2;
-        return size;
-    }
-    int size_, width_;
-    float* data_;
-};
-
-// Sets what group g of the item sees of a block; false if nothing.
-bool set_ranges(const Item& item, int64_t g, int size, int64_t block, AttendArgs& args) {
-    const int64_t first = block * kKeyBlock;
-    if (item.all_see(block) && (g + 1) * size <= static_cast<int64_t>(item.queries.size())) {
-        args.rows = size;
-        args.first = 0;
-        args.last = kKeyBlock;
-        std::fill_n(args.from, size, 0);
-        std::fill_n(args.to, size, kKeyBlock);
-        return true;
-    }
+// Sets group g of the item, in place of a missing query the last one, and what it sees of a block; false if nothing.
+bool set_group(const Item& item, int64_t g, int size, int64_t block, AttendArgs& args) {
+    const int64_t first = block * kKeyBlock, queries = static_cast<int64_t>(item.queries.size());
     args.rows = size;
     args.first = kKeyBlock;
     args.last = 0;
     for (int r = 0; r < size; r++) {
-        const size_t i = static_cast<size_t>(g * size + r);
+        const int64_t i = g * size + r;
+        const Query& query = item.queries[static_cast<size_t>(std::min(i, queries - 1))];
+        args.queries[r] = query.q;
+        const int from = static_cast<int>(std::clamp<int64_t>(query.from - first, 0, kKeyBlock));
+        const int to = i < queries ? static_cast<int>(std::clamp<int64_t>(query.to - first, 0, kKeyBlock)) : 0;
         args.from[r] = args.to[r] = 0;
-        if (i >= item.queries.size()) continue;
-        const int from = static_cast<int>(std::clamp<int64_t>(item.queries[i].from - first, 0, kKeyBlock));
-        const int to = static_cast<int>(std::clamp<int64_t>(item.queries[i].to - first, 0, kKeyBlock));
         if (from >= to) continue;
         args.from[r] = from;
         args.to[r] = to;
@@ -161,24 +125,21 @@ void finish(const Query& query, const float* weighted, float total, int head_dim
 // One item, all its blocks.
 void attend_item(const KernelTable& kernels, const Item& item, int head_dim) {
     const int64_t rows = static_cast<int64_t>(item.queries.size());
-    const int width = item.source.width();
+    const int width = item.source.width(), size = group_size(kernels, item);
     const size_t part = static_cast<size_t>(kMaxQueryRows * width);
-    float* block_weighted = scratch(part + Packed::floats(kernels, item) + sums_floats(rows, width));
-    const Packed packed(kernels, item, head_dim, block_weighted + part);
-    const AttendSums sums = new_sums(block_weighted + part + Packed::floats(kernels, item), rows, width);
     AttendArgs args{};
-    args.head_dim = width;
-    args.weighted = block_weighted;
+    args.head_dim = head_dim;
+    args.width = width;
+    args.weighted = scratch(part + sums_floats(rows, width));
+    const AttendSums sums = new_sums(args.weighted + part, rows, width);
     for (int64_t block = item.first_block(); block < item.last_block(); block++) {
         item.source.block(block * kKeyBlock, args);
-        for (int64_t g = 0; g < packed.groups(item); g++) {
-            if (!set_ranges(item, g, packed.size(), block, args)) continue;
-            args.queries = packed.group(g);
+        for (int64_t first = 0; first < rows; first += size) {
+            if (!set_group(item, first / size, size, block, args)) continue;
             kernels.attend(args);
             args.from_memory = false;
-            const int64_t first = g * packed.size();
-            kernels.merge(static_cast<int>(std::min<int64_t>(packed.size(), rows - first)), width, from_row(sums, first, width),
-                          {args.largest, args.total, block_weighted}, 1, 0);
+            kernels.merge(static_cast<int>(std::min<int64_t>(size, rows - first)), width, from_row(sums, first, width),
+                          {args.largest, args.total, args.weighted}, 1, 0);
         }
     }
     for (int64_t i = 0; i < rows; i++) finish(item.queries[static_cast<size_t>(i)], sums.weighted + i * width, sums.total[i], head_dim);
@@ -188,12 +149,10 @@ void attend_item(const KernelTable& kernels, const Item& item, int head_dim) {
 void attend_shared(Context& context, const Item& item, int head_dim) {
     const KernelTable& kernels = context.kernels;
     const int64_t rows = static_cast<int64_t>(item.queries.size());
-    const int width = item.source.width();
-    Tensor packed_memory(*context.memory, {static_cast<int64_t>(Packed::floats(kernels, item))});
+    const int width = item.source.width(), size = group_size(kernels, item);
     Tensor sums_memory(*context.memory, {static_cast<int64_t>(sums_floats(rows, width))});
-    const Packed packed(kernels, item, head_dim, packed_memory.floats());
     const AttendSums sums = new_sums(sums_memory.floats(), rows, width);
-    const int64_t first = item.first_block(), last = item.last_block(), size = packed.size();
+    const int64_t first = item.first_block(), last = item.last_block();
     const int64_t wave = std::min(kWaveBlocks, last - first), stride = size * (width + 2);
     Tensor parts(*context.memory, {wave, stride});
     const double cost = static_cast<double>(kKeyBlock * width) * static_cast<double>(size) / 8.0;
@@ -202,12 +161,12 @@ void attend_shared(Context& context, const Item& item, int head_dim) {
         context.parallel(blocks, cost, [&](int64_t from, int64_t to, int) {
             for (int64_t b = from; b < to; b++) {
                 AttendArgs args{};
-                args.head_dim = width;
-                args.queries = packed.group(0);
+                args.head_dim = head_dim;
+                args.width = width;
                 args.weighted = parts.row(b);
                 item.source.block((begin + b) * kKeyBlock, args);
                 float* ends = parts.row(b) + size * width;
-                if (set_ranges(item, 0, packed.size(), begin + b, args)) {
+                if (set_group(item, 0, size, begin + b, args)) {
                     kernels.attend(args);
                     std::copy_n(args.largest, size, ends);
                     std::copy_n(args.total, size, ends + size);

@@ -47,6 +47,14 @@ CELLMD_INLINE void vstore_i8(int8_t* p, Vi x) {
     const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
 }
+CELLMD_INLINE void store_halves(int8_t* p, int stride, __m256i x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(x));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + stride), _mm256_extracti128_si256(x, 1));
+}
+CELLMD_INLINE void vstore_i8_of_four(int8_t* p, int stride, Vi x, Vi y, Vi z, Vi w) {
+    store_halves(p, stride, _mm256_packs_epi16(_mm256_packs_epi32(x.a, y.a), _mm256_packs_epi32(z.a, w.a)));
+    store_halves(p + 2 * stride, stride, _mm256_packs_epi16(_mm256_packs_epi32(x.b, y.b), _mm256_packs_epi32(z.b, w.b)));
+}
 
 CELLMD_INLINE Vf operator+(Vf x, Vf y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
 CELLMD_INLINE Vf operator-(Vf x, Vf y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }

@@ -50,6 +50,12 @@ CELLMD_INLINE void vstore_i8(int8_t* p, Vi x) {
     const int16x8_t high = vcombine_s16(vmovn_s32(x.v[2]), vmovn_s32(x.v[3]));
     vst1q_s8(p, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
 }
+CELLMD_INLINE void vstore_i8_of_four(int8_t* p, int stride, Vi a, Vi b, Vi c, Vi d) {
+    for (int i = 0; i < 4; i++) {
+        const Vi quarters = {{a.v[i], b.v[i], c.v[i], d.v[i]}};
+        vstore_i8(p + i * stride, quarters);
+    }
+}
 
 CELLMD_INLINE Vf operator+(Vf x, Vf y) { CELLMD_QUARTERS(Vf, vaddq_f32(x.v[i], y.v[i])); }
 CELLMD_INLINE Vf operator-(Vf x, Vf y) { CELLMD_QUARTERS(Vf, vsubq_f32(x.v[i], y.v[i])); }

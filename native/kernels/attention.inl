@@ -19,8 +19,12 @@ CELLMD_INLINE Vf load_stored(const void* p, size_t at) {
 // scores[row][key] of kVectors * 16 keys beginning at `key`.
 template <CacheType kType, int kRows, int kVectors>
 CELLMD_INLINE void score_keys(const AttendArgs& a, int key, float* scores) {
+    const float* queries[kRows];
     Vf sums[kRows][kVectors];
-    repeat<kRows>([&](auto r) CELLMD_ALWAYS { repeat<kVectors>([&](auto v) CELLMD_ALWAYS { sums[r][v] = vzero(); }); });
+    repeat<kRows>([&](auto r) CELLMD_ALWAYS {
+        queries[r] = a.queries[r];
+        repeat<kVectors>([&](auto v) CELLMD_ALWAYS { sums[r][v] = vzero(); });
+    });
     // The first time through, keys are fetched some rows ahead, and the block's values for later.
     const bool fetch = a.from_memory && key == a.first / 16 * 16;
     constexpr int kElement = kType == CacheType::Float ? 4 : kType == CacheType::Half ? 2 : 1;
@@ -39,7 +43,7 @@ CELLMD_INLINE void score_keys(const AttendArgs& a, int key, float* scores) {
             keys[v] = load_stored<kType>(a.keys, static_cast<size_t>(d) * kKeyBlock + key + 16 * v);
         });
         repeat<kRows>([&](auto r) CELLMD_ALWAYS {
-            const Vf q = vset(a.queries[d * kRows + r]);
+            const Vf q = vset(queries[r][d]);
             repeat<kVectors>([&](auto v) CELLMD_ALWAYS { sums[r][v] = vfma(q, keys[v], sums[r][v]); });
         });
     }
@@ -82,7 +86,7 @@ CELLMD_INLINE void weigh_values(const AttendArgs& a, int channel, const float* w
     for (int key = a.first; key < a.last; key++) {
         Vf values[kVectors];
         repeat<kVectors>([&](auto v) CELLMD_ALWAYS {
-            values[v] = load_stored<kType>(a.values, static_cast<size_t>(key) * a.head_dim + channel + 16 * v);
+            values[v] = load_stored<kType>(a.values, static_cast<size_t>(key) * a.width + channel + 16 * v);
         });
         repeat<kRows>([&](auto r) CELLMD_ALWAYS {
             const Vf weight = vset(weights[r * kKeyBlock + key]);
@@ -90,7 +94,7 @@ CELLMD_INLINE void weigh_values(const AttendArgs& a, int channel, const float* w
         });
     }
     repeat<kRows>([&](auto r) CELLMD_ALWAYS {
-        repeat<kVectors>([&](auto v) CELLMD_ALWAYS { vstore(a.weighted + r * a.head_dim + channel + 16 * v, sums[r][v]); });
+        repeat<kVectors>([&](auto v) CELLMD_ALWAYS { vstore(a.weighted + r * a.width + channel + 16 * v, sums[r][v]); });
     });
 }
 
@@ -103,9 +107,9 @@ static void attend_block(AttendArgs& a) {
     for (; key < end; key += 16) score_keys<kType, kRows, 1>(a, key, scores);
     for (int row = 0; row < kRows; row++) weigh(a, row, begin, end, scores + row * kKeyBlock);
     int channel = 0;
-    for (; channel + 16 * kKeyVectors <= a.head_dim; channel += 16 * kKeyVectors)
+    for (; channel + 16 * kKeyVectors <= a.width; channel += 16 * kKeyVectors)
         weigh_values<kType, kRows, kKeyVectors>(a, channel, scores);
-    for (; channel < a.head_dim; channel += 16) weigh_values<kType, kRows, 1>(a, channel, scores);
+    for (; channel < a.width; channel += 16) weigh_values<kType, kRows, 1>(a, channel, scores);
 }
 
 template <CacheType kType>
@@ -126,7 +130,21 @@ static void attend(AttendArgs& a) {
     }
 }
 
-static void merge(int rows, int head_dim, const AttendSums& sums, const AttendSums& first, int blocks, size_t stride) {
+// What kVectors * 16 channels of one row come to with the parts of some blocks, one after another: keep[block][row] times what is
+// there and add[block][row] times the part.
+template <int kVectors>
+CELLMD_INLINE void merge_channels(float* to, const float* from, int blocks, size_t stride, const float (*keep)[16],
+                                  const float (*add)[16], int row) {
+    Vf sums[kVectors];
+    repeat<kVectors>([&](auto v) CELLMD_ALWAYS { sums[v] = vload(to + 16 * v); });
+    for (int b = 0; b < blocks; b++, from += stride) {
+        const Vf kept = vset(keep[b][row]), added = vset(add[b][row]);
+        repeat<kVectors>([&](auto v) CELLMD_ALWAYS { sums[v] = vfma(vload(from + 16 * v), added, sums[v] * kept); });
+    }
+    repeat<kVectors>([&](auto v) CELLMD_ALWAYS { vstore(to + 16 * v, sums[v]); });
+}
+
+static void merge(int rows, int width, const AttendSums& sums, const AttendSums& first, int blocks, size_t stride) {
     alignas(64) float keep[kMaxMerged][16], add[kMaxMerged][16];
     const auto of_rows = [&](const float* p) CELLMD_ALWAYS { return vlanes_between(vload_first(p, rows), 0, rows, -infinity()); };
     Vf largest = of_rows(sums.largest), total = vload_first(sums.total, rows);
@@ -144,12 +162,16 @@ static void merge(int rows, int head_dim, const AttendSums& sums, const AttendSu
     vstore_first(sums.largest, largest, rows);
     vstore_first(sums.total, total, rows);
     for (int row = 0; row < rows; row++)
-        for (int d = 0; d < head_dim; d += 16) {
-            float* const to = sums.weighted + row * head_dim + d;
-            const float* from = first.weighted + row * head_dim + d;
-            Vf sum = vload(to);
-            for (int b = 0; b < blocks; b++, from += stride) sum = vfma(vload(from), vset(add[b][row]), sum * vset(keep[b][row]));
-            vstore(to, sum);
+        for (int d = 0; d < width;) {
+            float* const to = sums.weighted + row * width + d;
+            const float* const from = first.weighted + row * width + d;
+            if (d + 64 <= width) {
+                merge_channels<4>(to, from, blocks, stride, keep, add, row);
+                d += 64;
+            } else {
+                merge_channels<1>(to, from, blocks, stride, keep, add, row);
+                d += 16;
+            }
         }
 }
 

@@ -21,7 +21,7 @@ static void tile_product(const uint8_t* const* weights, const float* scales, int
     for (int g = 0; g < groups; g++) {
         Vi sums[kTokens][kTiles];
         repeat<kTokens>([&](auto t) CELLMD_ALWAYS {
-            const Vi start = viset(-Tile::kOffset * token_sums[g * kTokens + t]);
+            const Vi start = viset(Tile::kStart * token_sums[g * kTokens + t]);
             repeat<kTiles>([&](auto i) CELLMD_ALWAYS { sums[t][i] = start; });
         });
         const int end = lesser(steps, (g + 1) * group_steps);
@@ -32,7 +32,10 @@ static void tile_product(const uint8_t* const* weights, const float* scales, int
                     ((sums[t][i] = codes.template dot<kTokens>(sums[t][i], activations, t), i++), ...);
                 });
             };
-            if constexpr (kTokens <= 2) repeat<kTiles>([&](auto i) CELLMD_ALWAYS { prefetch(from[i] + kPrefetchBytes); });
+            if constexpr (kTokens <= 2)
+                repeat<kTiles>([&](auto i) CELLMD_ALWAYS { prefetch(from[i] + kPrefetchBytes); });
+            else
+                prefetch(activations + kActivationsAhead);
             if constexpr (kTiles == 2)
                 multiply(StepCodes<kInt4>(from[0]), StepCodes<kInt4>(from[1]));
             else

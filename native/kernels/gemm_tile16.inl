@@ -63,7 +63,7 @@ CELLMD_INLINE void vector_product(const IntMatrix& m, const IntProduct& p, int b
                     from += 64;
                     x += Tile::kStepColumns;
                 }
-                const Vi sum = viset(-Tile::kOffset * p.sums[g]) + even.total() + odd.total();
+                const Vi sum = viset(Tile::kStart * p.sums[g]) + even.total() + odd.total();
                 y = vfma(vfloat(sum), vset(p.scales[g]) * (load(scales) * factors), y);
             }
             store(tile, y);

@@ -51,28 +51,62 @@ CELLMD_INLINE int32_t codes_of_group(const float* x, int n, Vf low, Vf high, flo
     return visum(sum);
 }
 
-CELLMD_INLINE void quantise_block(const QuantiseArgs& a, int rows) {
+// The same of four rows, as long as n is a multiple of 16 and no inverse is 0: a block wants their columns side by side.
+CELLMD_INLINE void codes_of_four(const float* x, size_t row_stride, int n, Vf low, Vf high, const Step* steps, int8_t* codes,
+                                 int code_stride, int32_t* sums) {
+    Vi sum[4] = {vizero(), vizero(), vizero(), vizero()};
+    for (int c = 0; c < n; c += 16, codes += 4 * code_stride) {
+        Vi code[4];
+        repeat<4>([&](auto r) CELLMD_ALWAYS {
+            code[r] = vround(clipped(x + r * row_stride + c, 16, low, high) * vset(steps[r].inverse));
+            sum[r] = sum[r] + code[r];
+        });
+        vstore_i8_of_four(codes, code_stride, code[0], code[1], code[2], code[3]);
+    }
+    repeat<4>([&](auto r) CELLMD_ALWAYS { sums[r] = visum(sum[r]); });
+}
+
+// kRows rows of a block from `row` on.
+template <int kRows>
+CELLMD_INLINE void quantise_rows(const QuantiseArgs& a, int rows, int row) {
     const Vf low = vset(a.low), high = vset(a.high);
     const int groups = ceil_div(a.k, a.group);
-    // A step takes long to come by and little to compute: those of several groups come together, before they are used.
-    constexpr int kTogether = 16;
-    Step steps[kTogether];
-    for (int row = 0; row < rows; row++) {
-        const float* x = a.x + row * a.row_stride;
-        for (int first = 0; first < groups; first += kTogether) {
-            const int last = lesser(groups, first + kTogether);
-            for (int g = first; g < last; g++)
-                steps[g - first] = step_of(x + g * a.group, lesser(a.group, a.k - g * a.group), low, high);
-            for (int g = first; g < last; g++) {
-                const Step step = steps[g - first];
-                const int begin = g * a.group, n = lesser(a.group, a.k - begin);
-                a.scales[g * rows + row] = step.scale;
-                a.sums[g * rows + row] = codes_of_group(x + begin, n, low, high, step.inverse, a.codes, rows, row, begin);
+    const float* x = a.x + row * a.row_stride;
+    // A step takes long to come by and little to compute: several come together, before they are used.
+    constexpr int kTogether = 16 / kRows;
+    Step steps[kTogether][kRows];
+    for (int first = 0; first < groups; first += kTogether) {
+        const int last = lesser(groups, first + kTogether);
+        for (int g = first; g < last; g++)
+            for (int r = 0; r < kRows; r++)
+                steps[g - first][r] = step_of(x + r * a.row_stride + g * a.group, lesser(a.group, a.k - g * a.group), low, high);
+        for (int g = first; g < last; g++) {
+            const Step* const step = steps[g - first];
+            const int begin = g * a.group, n = lesser(a.group, a.k - begin);
+            int32_t sums[kRows];
+            bool together = kRows == 4 && n % 16 == 0;
+            for (int r = 0; r < kRows; r++) together &= step[r].inverse > 0.0f;
+            if (together)
+                codes_of_four(x + begin, a.row_stride, n, low, high, step, place_of(a.codes, rows, row, begin), 4 * rows, sums);
+            else
+                for (int r = 0; r < kRows; r++)
+                    sums[r] = codes_of_group(x + r * a.row_stride + begin, n, low, high, step[r].inverse, a.codes, rows, row + r, begin);
+            for (int r = 0; r < kRows; r++) {
+                a.scales[g * rows + row + r] = step[r].scale;
+                a.sums[g * rows + row + r] = kSumFactor * sums[r];
             }
         }
-        for (int c = 8 * ceil_div(a.k, 8); c < padded_columns(a.k); c += 4)
-            __builtin_memset(place_of(a.codes, rows, row, c), 0, 4);
     }
+    for (int r = 0; r < kRows; r++)
+        for (int c = 8 * ceil_div(a.k, 8); c < padded_columns(a.k); c += 4)
+            __builtin_memset(place_of(a.codes, rows, row + r, c), 0, 4);
+}
+
+CELLMD_INLINE void quantise_block(const QuantiseArgs& a, int rows) {
+    int row = 0;
+    if constexpr (kColumnsTogether == 4)
+        for (; row + 4 <= rows; row += 4) quantise_rows<4>(a, rows, row);
+    for (; row < rows; row++) quantise_rows<1>(a, rows, row);
 }
 
 static void quantise(const QuantiseArgs& a) {

@@ -5,11 +5,14 @@
 
 // Bytes that a stream of weights is fetched ahead of its use when every weight is used once.
 constexpr int kPrefetchBytes = 2560;
+// The same for activations that pass by tiles, block after block.
+constexpr int kActivationsAhead = 2048;
 
 template <bool kInt4>
 struct Tile16 {
     static constexpr int kStepColumns = kInt4 ? 8 : 4;  // columns in 64 bytes of a tile
-    static constexpr int kOffset = kInt4 ? 8 : kInt8Offset;
+    // Codes are larger than weights by 8 (int4) or kInt8Offset: sums begin with so many times what QuantiseArgs calls sums.
+    static constexpr int kStart = kInt4 ? 1 : kInt8Offset / 8;
 };
 
 // One step of one tile: the codes of 64 bytes, and their sum with the activations of `kTokens` tokens.
