@@ -15,7 +15,7 @@ class Context {
     // check_interrupt throws if the user wants to stop; it is called before every piece of long work.
     Context(int threads, void (*check_interrupt)())
         : kernels(chosen_kernels()),
-          memory(std::make_shared<MemoryPool>()),
+          memory(std::make_shared<MemoryPool>(check_interrupt)),
           pool_(threads),
           check_interrupt_(check_interrupt) {}
 

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstdlib>
 #include <new>
@@ -32,6 +33,14 @@ std::byte* map_block(size_t bytes) {
     madvise(mapped + before, bytes, MADV_HUGEPAGE);
 #endif
     return mapped + before;
+}
+
+// Where a product writes a part of every row first, all pages of its output are taken at once: those of a block from this
+// size on are taken before, some at a time.
+constexpr size_t kTakenBefore = size_t{1} << 25;
+constexpr size_t kPage = 4096;
+void take_pages(std::byte* begin, size_t bytes) {
+    for (size_t at = 0; at < bytes; at += kPage) begin[at] = std::byte{0};
 }
 
 std::byte* allocate(size_t bytes) {
@@ -73,9 +82,13 @@ BlockRef MemoryPool::take(size_t bytes) {
         }
     }
     const bool mapped = size >= kMappedFrom;
-    Block* block = new Block(mapped ? map_block(size) : allocate(size), size, mapped, shared_from_this());
+    BlockRef block(new Block(mapped ? map_block(size) : allocate(size), size, mapped, shared_from_this()));
     held_bytes_ += size;
-    return BlockRef(block);
+    for (size_t at = 0; size >= kTakenBefore && at < size; at += kLargePage) {
+        check_interrupt_();
+        take_pages(block.data() + at, std::min(kLargePage, size - at));
+    }
+    return block;
 }
 
 void MemoryPool::give_back(Block* block) {

@@ -54,7 +54,8 @@ class BlockRef {
 // What two passes in a row had no use for goes back to the system.
 class MemoryPool : public std::enable_shared_from_this<MemoryPool> {
    public:
-    MemoryPool() = default;
+    // check_interrupt throws if the user wants to stop; it is called while the pages of a large block are taken.
+    explicit MemoryPool(void (*check_interrupt)()) : check_interrupt_(check_interrupt) {}
     ~MemoryPool();
     MemoryPool(const MemoryPool&) = delete;
     MemoryPool& operator=(const MemoryPool&) = delete;
@@ -68,6 +69,7 @@ class MemoryPool : public std::enable_shared_from_this<MemoryPool> {
     void give_back(Block* block);
     void release(Block* block);
 
+    void (*check_interrupt_)();
     std::mutex mutex_;
     std::map<size_t, std::vector<Block*>> free_;
     std::atomic<size_t> held_bytes_{0};

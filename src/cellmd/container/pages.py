@@ -33,6 +33,14 @@ def advise_reader(mapped: mmap.mmap, whole: Iterable[tuple[int, int]]) -> None:
             mapped.madvise(mmap.MADV_HUGEPAGE, start, stop - start)
 
 
+def bring_in(mapped: mmap.mmap, start: int, stop: int) -> None:
+    """Before bytes start .. stop are read that lie among what `advise_reader` was told: by way of the map, in large
+    pieces. Reading would bring small ones, and none of 2 MB fits around them any more."""
+    with suppress(OSError):
+        start -= start % mmap.PAGESIZE
+        mapped.madvise(_POPULATE_READ, start, stop - start)
+
+
 def _joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """In order, those made one that lie within a page of each other."""
     joined: list[tuple[int, int]] = []

@@ -27,7 +27,7 @@ from cellmd.container.layout import (
     PREFIX_BYTES,
     VERSION,
 )
-from cellmd.container.pages import advise_reader
+from cellmd.container.pages import advise_reader, bring_in
 from cellmd.errors import (
     ContainerError,
     CorruptError,
@@ -279,22 +279,25 @@ class _Tensors(Mapping[str, PackedTensor]):
             self._expect_lookups(entry.blobs["data"])
             place = FilePlace(self._file, entry.blobs["data"].offset)
         elif not entry.coding.quantised and data.nbytes <= _SMALL_BYTES:
-            data = self._read(entry.blobs["data"])
+            data = self._read(entry, "data")
         scale_dtype = entry.coding.scale_dtype
         if scales is not None:
             scales = scales.view(STORED[scale_dtype or "f16"])
-            if scale_dtype != "i8" and not _all_finite(self._read(entry.blobs["scales"]), scale_dtype):
+            if scale_dtype != "i8" and not _all_finite(self._read(entry, "scales"), scale_dtype):
                 raise CorruptError(f"{self._path}: tensor {entry.name!r} has scales that are not finite numbers")
         if factors is not None:
             factors = factors.view(STORED["f32"])
-            read = self._read(entry.blobs["row_factors"]).view(STORED["f32"])
+            read = self._read(entry, "row_factors").view(STORED["f32"])
             if not (np.isfinite(read).all() and (read >= 0).all()):
                 raise CorruptError(
                     f"{self._path}: tensor {entry.name!r} has row factors that are negative or not finite"
                 )
         return PackedTensor(entry.name, entry.shape, entry.coding, data, scales, factors, place)
 
-    def _read(self, blob: Blob) -> np.ndarray:
+    def _read(self, entry: TensorEntry, part: str) -> np.ndarray:
+        blob = entry.blobs[part]
+        if self._read_every_step(entry):
+            bring_in(self._mapped, blob.offset, blob.offset + blob.nbytes)
         content = os.pread(self._file.descriptor, blob.nbytes, blob.offset)
         if len(content) != blob.nbytes:
             raise TruncatedError(f"{self._path}: the file has become shorter since it was opened; copy it again")
