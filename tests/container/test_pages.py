@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cellmd.container import Container, pages
+from cellmd.container import Container, pages, reader
 from cellmd.container.writer import ContainerWriter, TensorDeclaration
 from cellmd.quant import Coding, encode_block
 from cellmd.quant.decode import decode
@@ -73,6 +73,18 @@ def test_what_every_step_reads_has_large_pages_and_nothing_else(tmp_path: Path) 
         assert last <= stop < last + mmap.PAGESIZE
         small = flagged(path, "nh")
         assert sum(stop - start for start, stop in [*small, (start, stop)]) >= path.stat().st_size
+
+
+def test_what_is_read_among_it_comes_by_way_of_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small pieces of the cache in the midst of a matrix would keep large ones away."""
+    path = tmp_path / "f.cellmd"
+    write(path)
+    brought: list[tuple[int, int]] = []
+    monkeypatch.setattr(reader, "bring_in", lambda mapped, *span: brought.append(span))
+    with Container.open(path) as container:
+        assert len(list(container.tensors.values())) == len(CODINGS)
+        factors = container._header.tensors[MATRIX].blobs["row_factors"]
+        assert brought == [(factors.offset, factors.offset + factors.nbytes)]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what is in memory")

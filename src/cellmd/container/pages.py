@@ -34,11 +34,16 @@ def advise_reader(mapped: mmap.mmap, whole: Iterable[tuple[int, int]]) -> None:
 
 
 def bring_in(mapped: mmap.mmap, start: int, stop: int) -> None:
-    """Before bytes start .. stop are read that lie among what `advise_reader` was told: by way of the map, in large
-    pieces. Reading would bring small ones, and none of 2 MB fits around them any more."""
+    """Bytes start .. stop into the cache by way of the map, in pieces as large as it was told to have; to be called before
+    they are read or written otherwise. That would bring small pieces, and no large one fits around them any more."""
+    if not _KNOWN:
+        return
     with suppress(OSError):
         start -= start % mmap.PAGESIZE
         mapped.madvise(_POPULATE_READ, start, stop - start)
+        start -= start % HUGE_PAGE_BYTES  # of what was mapped along with it nothing shall count as memory in use
+        stop = min(stop - stop % -HUGE_PAGE_BYTES, len(mapped))
+        mapped.madvise(mmap.MADV_DONTNEED, start, stop - start)  # it stays in the cache
 
 
 def _joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -73,10 +78,7 @@ class LargePieces:
                 if self._mapped is None or piece in self._made:
                     continue
                 self._made.add(piece)
-            where = piece * HUGE_PAGE_BYTES, HUGE_PAGE_BYTES
-            with suppress(OSError):
-                self._mapped.madvise(_POPULATE_READ, *where)
-                self._mapped.madvise(mmap.MADV_DONTNEED, *where)  # it stays in the cache
+            bring_in(self._mapped, piece * HUGE_PAGE_BYTES, (piece + 1) * HUGE_PAGE_BYTES)
 
     def close(self) -> None:
         if self._mapped is not None:
