@@ -34,8 +34,8 @@ def advise_reader(mapped: mmap.mmap, whole: Iterable[tuple[int, int]]) -> None:
 
 
 def bring_in(mapped: mmap.mmap, start: int, stop: int) -> None:
-    """Bytes start .. stop into the cache by way of the map, in pieces as large as it was told to have; to be called before
-    they are read or written otherwise. That would bring small pieces, and no large one fits around them any more."""
+    """Bytes start .. stop into the cache by way of the map, in pieces as large as it was told to have; to be called
+    before they are read or written otherwise: that would bring small pieces, and no large one fits around them."""
     if not _KNOWN:
         return
     with suppress(OSError):
