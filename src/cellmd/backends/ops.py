@@ -61,9 +61,9 @@ class Ops(ABC):
         """Measures the machine with this backend's threads; None where the backend has no means to."""
         return None
 
-    def read_rate(self, stored: Any) -> float | None:
-        """Bytes a second at which this backend's threads read a NumPy array once, such as a stored tensor's view of the
-        mapped file; None where the backend has no means to measure."""
+    def read_rate(self, stored: Sequence[Any]) -> float | None:
+        """Bytes a second at which this backend's threads read NumPy arrays once, one after another, such as stored
+        tensors' views of the mapped file; None where the backend has no means to measure."""
         return None
 
     # ---- memory ---------------------------------------------------------------------------------------------------

@@ -50,11 +50,7 @@ class Work:
 
     @classmethod
     def of(cls, tensors: Mapping[str, PackedTensor], config: TextConfig) -> Work:
-        matrices = {
-            name.removeprefix(_DECODER): tensor
-            for name, tensor in tensors.items()
-            if name.startswith(_DECODER) and "embed_tokens_per_layer" not in name
-        }
+        matrices = _read_every_step(tensors)
         last_writer = config.first_shared_layer - 1
         layers_before = tuple(f"layers.{i}." for i in range(last_writer))
         keys_and_values = tuple(f"layers.{last_writer}.self_attn.{name}_proj." for name in "kv")
@@ -66,6 +62,15 @@ class Work:
             prompt_macs=prompt,
             last_macs=sum(sizes.values()) - prompt,
         )
+
+
+def _read_every_step(tensors: Mapping[str, PackedTensor]) -> dict[str, PackedTensor]:
+    """The decoder's tensors without the table that is only looked up, by their names within it."""
+    return {
+        name.removeprefix(_DECODER): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(_DECODER) and "embed_tokens_per_layer" not in name
+    }
 
 
 @dataclass(frozen=True)
@@ -112,8 +117,8 @@ class Encode:
 @dataclass(frozen=True)
 class Figures:
     """Everything measured. load_ms: from the path to bound weights; first_token_ms: to the first token after the first
-    prompt. ceilings: of the process's own memory; file_read_bytes_per_s: of the largest matrix in the mapped file, as
-    fast where the system maps it in large pages. peak_rss_bytes, private_bytes, device_bytes: of text alone; the
+    prompt. ceilings: of the process's own memory; file_read_bytes_per_s: of the decoder's weights in the mapped file,
+    as fast where the system maps them in large pages. peak_rss_bytes, private_bytes, device_bytes: of text alone; the
     last is None where there is no device."""
 
     file: str
@@ -162,7 +167,7 @@ def benchmark(
         model = Gemma4(ops, config, container.tensors)
         load_ms = _ms_since(began)
         work = Work.of(container.tensors, config.text)
-        largest = container.tensors[f"{_DECODER}embed_tokens.weight"]
+        weights = [tensor.data for tensor in _read_every_step(container.tensors).values()]
         context = max(prompts) + n_tokens + 2
         runner = Runner(model, KvCache(ops, config.text, n_slots=1, context=context, chunk=ops.prompt_rows))
         rng = np.random.default_rng(0)
@@ -172,7 +177,7 @@ def benchmark(
         peak_rss, private, on_device = _peak_rss_bytes(), _private_bytes(), ops.peak_bytes()
         # What a machine can do changes with its neighbours: each run is held against ceilings measured right before it.
         runs = [
-            _Run(length, ops.ceilings(), ops.read_rate(largest.data), *_text(runner, length, n_tokens, rng))
+            _Run(length, ops.ceilings(), ops.read_rate(weights), *_text(runner, length, n_tokens, rng))
             for length in prompts
             for _ in range(repeat)
         ]

@@ -59,9 +59,9 @@ class CpuOps(Ops):
         multiplied = (self._native.time_multiply(_CEILING_REPETITIONS) for _ in range(_CEILING_RUNS))
         return Ceilings(_CEILING_BYTES / read_s, max(macs / seconds for macs, seconds in multiplied))
 
-    def read_rate(self, stored: np.ndarray) -> float:
-        read_bytes = stored.nbytes // 4096 * 4096
-        seconds = min(self._native.time_read(_bytes(stored)) for _ in range(_CEILING_RUNS))
+    def read_rate(self, stored: Sequence[np.ndarray]) -> float:
+        read_bytes = sum(each.nbytes // 4096 * 4096 for each in stored)
+        seconds = min(sum(self._native.time_read(_bytes(each)) for each in stored) for _ in range(_CEILING_RUNS))
         return float(read_bytes / seconds)
 
     # ---- memory ---------------------------------------------------------------------------------------------------
