@@ -29,7 +29,7 @@ constexpr int kLargestBlock = 64;   // numbers of which the largest is looked fo
 //   codes  [ceil(k / 4)][rows][4]   or [ceil(k / 64)][rows][64], as the table's products want them; zeros beyond k, up to a
 //                                   multiple of KernelTable::code_columns
 //   scales [groups][rows]
-//   sums   [groups][rows]           sums of the codes, times kSumFactor: what products begin with whose weights are 8 too large
+//   sums   [groups][rows]           kSumFactor times the sums of the codes: what products begin with whose weights are 8 too large
 constexpr int kSumFactor = -8;
 struct QuantiseArgs {
     const float* x;

@@ -130,8 +130,8 @@ static void attend(AttendArgs& a) {
     }
 }
 
-// What kVectors * 16 channels of one row come to with the parts of some blocks, one after another: keep[block][row] times what is
-// there and add[block][row] times the part.
+// kVectors * 16 channels of one row, with the parts of some blocks, one after another: keep[block][row] times what is there
+// and add[block][row] times the part.
 template <int kVectors>
 CELLMD_INLINE void merge_channels(float* to, const float* from, int blocks, size_t stride, const float (*keep)[16],
                                   const float (*add)[16], int row) {
