@@ -384,14 +384,19 @@ void bind_attention(nb::class_<Context>& c) {
              const Tensor& table, const Tensor& slots, const Tensor& positions) {
               unlocked_for(keys, [&] { append_normed(self, cache, keys, values, {&weight, eps}, table, slots, positions); });
           });
-    c.def("norm_rope_append",
-          [](Context& self, const Tensor& q, const Tensor& q_weight, Cache& cache, const Tensor& keys, const Tensor& values,
-             const Tensor& key_weight, float eps, const Tensor& table, const Tensor& slots, const Tensor& positions) {
-              return unlocked_for(q, [&] {
-                  append_normed(self, cache, keys, values, {&key_weight, eps}, table, slots, positions);
-                  return rope(self, q, Norm{&q_weight, eps}, table);
-              });
-          });
+    c.def("attend",
+          [](Context& self, Cache& cache, const Tensor& q, const Tensor& q_weight, const Tensor* keys, const Tensor* values,
+             const Tensor* key_weight, float eps, const Tensor& table, const Tensor& slots, const Tensor& positions,
+             int64_t window, const Matrix& output) {
+              const Matrix* const one[] = {&output};
+              const nb::gil_scoped_release unlocked;
+              if (keys && values) append_normed(self, cache, *keys, *values, {key_weight, eps}, table, slots, positions);
+              const Tensor seen = attention(self, rope(self, q, Norm{&q_weight, eps}, table), cache, slots, positions, window);
+              const int64_t flat[] = {seen.rows(), seen.row_size()};
+              return std::move(linears(self, {seen.reshaped(flat), std::nullopt, std::nullopt}, one).front());
+          },
+          "cache"_a, "q"_a, "q_weight"_a, "keys"_a.none(), "values"_a.none(), "key_weight"_a.none(), "eps"_a, "table"_a,
+          "slots"_a, "positions"_a, "window"_a, "output"_a);
     c.def("attention", &attention, nb::call_guard<nb::gil_scoped_release>());
     c.def("attention_bidirectional", &attention_bidirectional, nb::call_guard<nb::gil_scoped_release>());
     c.def("attention_relative", &attention_relative, nb::call_guard<nb::gil_scoped_release>());

@@ -50,13 +50,17 @@ def gated(ops: Any, case: Case) -> list[Tensor]:
 
 
 def attention(ops: Any, case: Case) -> list[Tensor]:
-    n, cache = case.n, case.ops.new_cache(2, 40, 1, 32)
+    n, cache = case.n, case.ops.new_cache(2, 40, 1, 66)
     positions, slots = case.ops.ints(range(n)), case.ops.ints([1] * n)
-    turns = case.ops.rope_table(positions, 1e4, 16, 32)
-    q, k, v = (case.floats(n, heads, 32) for heads in (4, 1, 1))
-    weights = case.floats(32), case.floats(32)
-    q = ops.norm_rope_append_(case.ops, q, weights[0], cache, k, v, weights[1], 1e-6, turns, slots, positions)
-    return [q, case.ops.attention(q, cache, slots, positions, 0)]
+    turns = case.ops.rope_table(positions, 1e4, 16, 66)
+    q, k, v = (case.floats(n, heads, 66) for heads in (4, 1, 1))
+    norms = case.floats(66), case.floats(66)
+    (output,) = case.matrices(CODINGS[:1])
+    results = []
+    for written, k_norm in (([k, v], norms[1]), ([], None)):
+        where = slots, positions, 7, output
+        results.append(ops.attend_(case.ops, cache, q, norms[0], written, k_norm, 1e-6, turns, *where, apart=False))
+    return results
 
 
 def vocabulary(ops: Any, case: Case) -> list[Tensor]:

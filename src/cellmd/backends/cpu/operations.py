@@ -288,23 +288,27 @@ class CpuOps(Ops):
     ) -> None:
         self._native.append_normed(cache, keys, values, key_weight, eps, table, slots, positions)
 
-    def norm_rope_append_(
+    def attention(self, q: Tensor, cache: Any, slots: Tensor, positions: Tensor, window: int) -> Tensor:
+        return self._native.attention(q, cache, slots, positions, window)
+
+    def attend_(
         self,
+        cache: Any,
         q: Tensor,
         q_weight: Tensor,
-        cache: Any,
-        keys: Tensor,
-        values: Tensor,
-        key_weight: Tensor,
+        written: Sequence[Tensor],
+        k_weight: Tensor | None,
         eps: float,
         table: Tensor,
         slots: Tensor,
         positions: Tensor,
+        window: int,
+        output: Matrix,
+        *,
+        apart: bool,
     ) -> Tensor:
-        return self._native.norm_rope_append(q, q_weight, cache, keys, values, key_weight, eps, table, slots, positions)
-
-    def attention(self, q: Tensor, cache: Any, slots: Tensor, positions: Tensor, window: int) -> Tensor:
-        return self._native.attention(q, cache, slots, positions, window)
+        k, v = written or (None, None)
+        return self._native.attend(cache, q, q_weight, k, v, k_weight, eps, table, slots, positions, window, output)
 
     def attention_bidirectional(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return self._native.attention_bidirectional(q, k, v)
