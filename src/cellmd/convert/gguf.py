@@ -104,7 +104,7 @@ class GgufFile:
             part = values[first - start : first - start + _ROWS]
             try:
                 part[...] = self._dequantize(tensor.data[first : first + len(part)], tensor.tensor_type)
-            except (NotImplementedError, ValueError) as error:
+            except (NotImplementedError, ValueError) as error:  # the first: a type that the package cannot read
                 raise CheckpointError(f"{self.path}: tensor {name!r} cannot be dequantised: {error}") from error
         if "norm" in name:
             values -= np.float32(1)
