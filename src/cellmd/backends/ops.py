@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,8 +69,10 @@ class Ops(ABC):
 
     # ---- memory ---------------------------------------------------------------------------------------------------
 
-    def check_fits(self, tensors: Iterable[PackedTensor]) -> None:  # noqa: B027 - most backends copy nothing
-        """Raise BackendError, saying how much is needed and free, if these cannot all be bound; before any is."""
+    def binding(self, tensors: Iterable[PackedTensor]) -> AbstractContextManager[None]:
+        """Within it, these and no others are bound. Entering raises BackendError, saying how much memory is needed and
+        free, if there is too little for all of them."""
+        return nullcontext()
 
     def free_bytes(self) -> int | None:
         """Memory that caches may still take, where it is not the host's; None where it is."""

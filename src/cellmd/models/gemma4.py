@@ -23,18 +23,18 @@ class Gemma4:
     """tensors: by their published names, every one the configuration implies (text-only files use the same names)."""
 
     def __init__(self, ops: Ops, config: ModelConfig, tensors: Mapping[str, PackedTensor]) -> None:
-        ops.check_fits(tensors.values())
-        weights = Weights(ops, tensors, "model.")
         self.ops = ops
         self.config = config
-        self._decoder = Decoder(ops, config.text, weights.under("language_model."))
         self._vision = self._audio = None
-        if config.vision is not None:
-            tower, embedder = weights.under("vision_tower."), weights.under("embed_vision.")
-            self._vision = VisionTower(ops, config.vision, tower, embedder)
-        if config.audio is not None:
-            tower, embedder = weights.under("audio_tower."), weights.under("embed_audio.")
-            self._audio = AudioTower(ops, config.audio, tower, embedder)
+        weights = Weights(ops, tensors, "model.")
+        with ops.binding(tensors.values()):
+            self._decoder = Decoder(ops, config.text, weights.under("language_model."))
+            if config.vision is not None:
+                tower, embedder = weights.under("vision_tower."), weights.under("embed_vision.")
+                self._vision = VisionTower(ops, config.vision, tower, embedder)
+            if config.audio is not None:
+                tower, embedder = weights.under("audio_tower."), weights.under("embed_audio.")
+                self._audio = AudioTower(ops, config.audio, tower, embedder)
 
     def forward(
         self, batch: Batch, caches: Sequence[Any], observe: Observe = ignore, key: object | None = None

@@ -19,14 +19,16 @@ import torch
 import model_cases
 from cellmd.api import Model
 from cellmd.backends import create
+from cellmd.backends.cuda import driver
+from cellmd.backends.cuda.plain import TorchOps
 from cellmd.backends.ops import Clip, Ops
 from cellmd.backends.reference.operations import ReferenceOps
 from cellmd.config import ModelConfig
-from cellmd.container import Container
+from cellmd.container import Container, ContainerWriter, TensorDeclaration
 from cellmd.models.gemma4 import Gemma4
 from cellmd.processors.features import Prompt
 from cellmd.quant.decode import decode
-from cellmd.quant.encode import encode
+from cellmd.quant.encode import encode, encode_block
 from cellmd.quant.floats import bf16_to_f32, f32_to_bf16
 from cellmd.quant.tensor import Coding, PackedTensor
 from cellmd.runtime.batch import Part, Sequence
@@ -229,6 +231,32 @@ def test_tables_on_the_host(gpu: Ops, coding: Coding) -> None:
     ids = [499, 0, 7, 7, 250]
     got = gpu.to_numpy(gpu.embed(gpu.table(stored), gpu.ints(ids), 16.0, 256, 1024))
     assert error(got, decode(stored)[ids, 256:] * 16) <= FLOAT32
+
+
+@pytest.mark.parametrize("pins", [True, False])
+def test_what_a_mapped_file_holds(gpu: Ops, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pins: bool) -> None:
+    """Moved from the file's own pages, where one may hold the end of a matrix and the beginning of a table, or by way
+    of the host, where pages cannot be pinned: the bits are the same."""
+    if not pins:
+        real = driver.pin
+        monkeypatch.setattr(driver, "pin", lambda *where, read_only=False: read_only or real(*where))
+    shapes = {"a": (1000, 4096), "table": (10_000, 4096), "b": (1040, 4096), "c": (48, 40)}
+    codings = {name: I4 if name != "table" else Coding("i4", "row", 256, "i8") for name in shapes}
+    declared = [TensorDeclaration(name, shape, codings[name]) for name, shape in shapes.items()]
+    with ContainerWriter(tmp_path / "m.cellmd", tensors=declared, config={}) as writer:
+        for name, shape in shapes.items():
+            writer.write(name, 0, encode_block(normal(np.random.default_rng(0), *shape), codings[name], search=False))
+        writer.finish()
+    with Container.open(tmp_path / "m.cellmd") as file:
+        plain = TorchOps()
+        with gpu.binding(file.tensors.values()):
+            bound = {name: gpu.matrix(file.tensors[name]) for name in ("a", "b", "c")}
+            table = gpu.table(file.tensors["table"])
+        for name, matrix in bound.items():
+            want = plain.matrix(file.tensors[name])
+            assert torch.equal(matrix.codes.cpu(), want.codes)
+            assert torch.equal(matrix.scales.float().cpu(), want.scales.half().float())
+        assert torch.equal(table.codes.cpu(), plain.table(file.tensors["table"]).codes)
 
 
 def test_convolution(gpu: Ops) -> None:

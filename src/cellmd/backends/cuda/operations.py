@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,8 +39,10 @@ class CudaOps(TorchOps):
 
     # ---- memory ---------------------------------------------------------------------------------------------------
 
-    def check_fits(self, tensors: Iterable[PackedTensor]) -> None:
-        on_device = sum(packed.n_bytes for packed in tensors if self._tables_on_device or not _only_looked_up(packed))
+    @contextmanager
+    def binding(self, tensors: Iterable[PackedTensor]) -> Iterator[None]:
+        moved = [packed for packed in tensors if self._tables_on_device or not _only_looked_up(packed)]
+        on_device = sum(packed.n_bytes for packed in moved)
         needed, (free, total) = on_device + _WORKING_BYTES, torch.cuda.mem_get_info(self.device)
         if needed > free:
             raise BackendError(
@@ -47,6 +50,8 @@ class CudaOps(TorchOps):
                 f"{total >> 20} MiB are free on {torch.cuda.get_device_name(self.device)}; free some, or use backend "
                 "'cpu'"
             )
+        with self._upload.reading(moved):
+            yield
 
     def matrix(self, packed: PackedTensor, *, clip: Clip | None = None, bias: PackedTensor | None = None) -> Any:
         try:

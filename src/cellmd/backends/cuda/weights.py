@@ -1,18 +1,18 @@
 """Stored tensors on the device: what becomes of a matrix, a table, and their scales.
 
-Bytes go up as they lie in the file, a block of rows at a time, and are taken apart there: the host only copies. INT4
+Bytes go up as they lie in the file, a block of rows at a time, and are taken apart there: the host touches none. INT4
 stays INT4 on the device. Scales are decoded, row factors folded in: float16 where that keeps each to its full 11 bits,
 else float32. Tables, of which only rows are looked up, stay on the host, where the device reads them.
 """
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import weakref
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -32,14 +32,14 @@ _BLOCK_CODES = 1 << 24
 _ROW_STEP = 256
 """Blocks of rows start at multiples of this."""
 
-_STAGE_BYTES = 1 << 26
-
-_COPY_BYTES = 1 << 21
-
-_COPIERS = 8
-
 _F16_SMALLEST, _F16_LARGEST = 2.0**-14, 65504.0
 """Between these float16 has its full precision."""
+
+_LEAST_BETWEEN = 1 << 24
+"""Bytes, of a table say, that are worth two ranges instead of one."""
+
+_Bytes = tuple[int, int]
+"""Addresses of host memory: the first, and that after the last."""
 
 Repack = Callable[[torch.Tensor, torch.Tensor, int], None]
 
@@ -134,8 +134,21 @@ class Upload:
         self._floats = floats
         self._repack = repack
         self._tables_on_device = tables_on_device or device.type != "cuda"
-        self._stages = [_Stage(device) for _ in range(2)] if device.type == "cuda" else []
-        self._next = 0
+        self._pinned: list[_Bytes] = []
+
+    @contextmanager
+    def reading(self, tensors: Sequence[PackedTensor]) -> Iterator[None]:
+        """Within, a CUDA device reads what is moved of these from the mapped file's own pages, where the driver can pin
+        those: all at once, since each call of it takes a third of a millisecond."""
+        for start, stop in _runs(tensors):
+            if not driver.pin(start, stop - start, read_only=True):
+                self._pinned.append((start, stop))
+        try:
+            yield
+        finally:
+            torch.cuda.current_stream(self._device).synchronize()
+            while self._pinned:
+                torch.cuda.cudart().cudaHostUnregister(self._pinned.pop()[0])
 
     def matrix(self, packed: PackedTensor, *, clip: Clip | None, bias: torch.Tensor | None) -> DeviceMatrix:
         coding, shape = packed.coding, _shape(packed)
@@ -176,51 +189,33 @@ class Upload:
         return DeviceTable(shape, bits, codes, scales, factors, coding.group_size or shape[1])
 
     def _scales(self, packed: PackedTensor, shape: tuple[int, int]) -> torch.Tensor:
-        """On the host: they are few, and the device need not be waited for to know whether float16 holds them."""
         coding = packed.coding
         assert packed.scales is not None
         assert coding.scale_dtype is not None
         n_groups = groups_of(shape[1], coding)
-        scales = _numbers(torch.from_numpy(_bytes(packed.scales).copy()), coding.scale_dtype)
+        scales = _numbers(self._moved(_bytes(packed.scales)), coding.scale_dtype)
         if coding.layout == "row":
             scales = scales.reshape(shape[0], n_groups)
         else:
-            scales = scales.reshape(-1, n_groups, TILE_ROWS).transpose(1, 2).reshape(-1, n_groups)
-        scales = scales[: shape[0]].float()
-        if packed.row_factors is not None:
-            scales *= torch.from_numpy(packed.row_factors[: shape[0]].copy())[:, None]
+            tiles = scales.reshape(-1, n_groups, TILE_ROWS)
+            scales = tiles.transpose(1, 2).reshape(-1, n_groups).contiguous()  # a single tile would stay as it is
+        scales = scales[: shape[0]]
+        if packed.row_factors is None:
+            scales = scales.float()
+        else:
+            scales = scales * self._moved(_bytes(packed.row_factors)).view(torch.float32)[: shape[0], None]
         if self._floats != torch.float32 and (coding.scale_dtype == "f16" or _fit_float16(scales)):
             scales = scales.half()
-        bytes_ = _bytes(np.ascontiguousarray(scales.numpy()))
-        return self._moved(bytes_).view(scales.dtype).view(scales.shape)
+        return scales
 
     def _moved(self, data: np.ndarray) -> torch.Tensor:
-        """uint8 (n,) of the mapped file, on the device."""
-        if not self._stages:
-            return torch.from_numpy(data.copy())
-        moved = torch.empty(data.size, dtype=torch.uint8, device=self._device)
-        for start in range(0, data.size, _STAGE_BYTES):
-            part = data[start : start + _STAGE_BYTES]
-            self._stages[self._next].move(part, moved[start : start + _STAGE_BYTES])
-            self._next = 1 - self._next
-        return moved
-
-
-class _Stage:
-    """Pinned memory through which bytes go up while the next are being copied into another. They go on the stream on
-    which it was made: weights are bound where the backend was."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._memory = torch.empty(_STAGE_BYTES, dtype=torch.uint8, pin_memory=True)
-        self._bytes = self._memory.numpy()
-        self._free = torch.cuda.Event()
-        self._stream = torch.cuda.current_stream(device)
-
-    def move(self, data: np.ndarray, target: torch.Tensor) -> None:
-        self._free.synchronize()
-        _copy(self._bytes[: data.size], data)
-        target.copy_(self._memory[: data.size], non_blocking=True)
-        self._free.record(self._stream)
+        """uint8 (n,) of the mapped file, on the device, or on its way there."""
+        first, last = _place(data)
+        if not any(start <= first and last <= stop for start, stop in self._pinned):
+            return torch.from_numpy(data.copy()).to(self._device)  # no copy begins in pinned memory and ends in other
+        # torch has no tensors that nobody may write; this one is only read
+        stored = torch.frombuffer((ctypes.c_uint8 * data.size).from_address(first), dtype=torch.uint8)
+        return stored.to(self._device, non_blocking=True)
 
 
 class _SeenByDevice:
@@ -245,16 +240,14 @@ def on_device(pinned: torch.Tensor) -> torch.Tensor:
 def _pinned(data: np.ndarray) -> torch.Tensor:
     """uint8 (n,) of the mapped file in pinned host memory, as a tensor of the device. Every access goes over the bus.
 
-    The file's own pages, where the driver can pin those; else a copy. (torch's own pinned memory comes in powers of
-    two, and one thread would touch it: here several do.)
+    The file's own pages, where the driver can pin those; else a copy. torch's own pinned memory comes in powers of two.
     """
     torch.cuda.mem_get_info()  # the driver's calls are of the context that torch's bind to this thread
-    address = data.ctypes.data
-    first, last = address - address % mmap.PAGESIZE, address + data.nbytes
+    first, last = _place(data)
+    first -= first % mmap.PAGESIZE
     memory, failed = data, driver.pin(first, last - first, read_only=True)
     if failed:
-        memory = np.empty(data.size, np.uint8)
-        _copy(memory, data)
+        memory = data.copy()
         first = memory.ctypes.data
         failed = driver.pin(first, memory.nbytes)
     if failed:
@@ -267,18 +260,20 @@ def _pinned(data: np.ndarray) -> torch.Tensor:
     return torch.as_tensor(seen, device="cuda")
 
 
-def _copy(target: np.ndarray, source: np.ndarray) -> None:
-    """target = source, uint8 (n,), by several threads: one alone waits for pages most of the time."""
-    parts = [slice(start, start + _COPY_BYTES) for start in range(0, source.size, _COPY_BYTES)]
-    if len(parts) == 1:
-        np.copyto(target, source)
-    else:
-        list(_copiers().map(lambda part: np.copyto(target[part], source[part]), parts))
+def _place(array: np.ndarray) -> _Bytes:
+    return array.ctypes.data, array.ctypes.data + array.nbytes
 
 
-@cache
-def _copiers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_COPIERS, "cellmd-copy")
+def _runs(tensors: Sequence[PackedTensor]) -> list[_Bytes]:
+    """The whole pages of quantised tensors, and of what little lies between two of them."""
+    runs: list[_Bytes] = []
+    for first, last in sorted(_place(packed.data) for packed in tensors if packed.coding.quantised):
+        if runs and first - runs[-1][1] < _LEAST_BETWEEN:
+            runs[-1] = runs[-1][0], last
+        else:
+            runs.append((first, last))
+    whole = ((first + -first % mmap.PAGESIZE, last - last % mmap.PAGESIZE) for first, last in runs)
+    return [(start, stop) for start, stop in whole if start < stop]
 
 
 def _codes(stored: torch.Tensor, shape: tuple[int, int], coding: Coding) -> torch.Tensor:
@@ -316,7 +311,7 @@ def _scaled(values: torch.Tensor, scales: torch.Tensor | None, group_size: int, 
 def _fit_float16(scales: torch.Tensor) -> bool:
     """Whether float16 keeps each of them to its full 11 bits, or is 0 as it is."""
     least, most = scales.abs().masked_fill_(scales == 0, 1.0).aminmax()
-    return bool(least >= _F16_SMALLEST) and bool(most <= _F16_LARGEST)
+    return bool((least >= _F16_SMALLEST) & (most <= _F16_LARGEST))
 
 
 def _numbers(stored: torch.Tensor, scale_dtype: str) -> torch.Tensor:
