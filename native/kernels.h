@@ -178,7 +178,7 @@ struct KernelTable {
     int code_columns;  // their codes are padded to a multiple of so many columns
     int query_rows;
 
-    // ---- products (kernels/quantise.inl, gemm_tile16.inl, gemm_row.inl, gemm_float.inl) ----
+    // ---- products (kernels/quantise.inl, gemm_tile16.inl, gemv_tile16.inl, gemm_row.inl, gemm_float.inl) ----
     void (*quantise)(const QuantiseArgs&);
     void (*quantise_lanes)(const QuantiseLanesArgs&);
     // Floats of scratch that products with a matrix, or two of its shape, need; 64-byte aligned.
@@ -189,6 +189,12 @@ struct KernelTable {
     // gelu(gate) * up of two matrices of one shape; out as `gemm_int4` for n columns.
     void (*gemm_int4_geglu)(const IntMatrix& gate, const IntMatrix& up, const IntProduct&, int begin, int end,
                             float* scratch);
+    // The same of a single token. Pairs begin..end-1 of tiles: the i-th of the first half of a matrix, which has the odd one,
+    // and the i-th of the second half.
+    void (*gemv_int4)(const IntMatrix&, const IntProduct&, int begin, int end);
+    void (*gemv_int8)(const IntMatrix&, const IntProduct&, int begin, int end);
+    // Tiles begin..end-1 of both matrices, whose scales are of one type.
+    void (*gemv_int4_geglu)(const IntMatrix& gate, const IntMatrix& up, const IntProduct&, int begin, int end);
     // Rows begin..end-1 of weights in row layout; codes, scales and sums of `product` as quantise_lanes leaves them.
     void (*gemm_row_int4)(const IntMatrix&, const IntProduct&, int begin, int end);
     void (*gemm_row_int8)(const IntMatrix&, const IntProduct&, int begin, int end);

@@ -155,33 +155,56 @@ IntProduct product_of(const Prepared& p, int rows, const Tensor& out) {
 
 float* scratch_of(const KernelTable& kernels, const Matrix& m) { return scratch(kernels.gemm_scratch(m.integers())); }
 
-// Rows 16 begin..16 end of m (fewer at its end).
-void multiply(const KernelTable& kernels, const Matrix& m, const Tensor& x, const Prepared& p, const Tensor& out, int begin,
-              int end) {
-    const int rows = static_cast<int>(x.size(0)), first = begin * kTileRows, last = std::min(m.n(), end * kTileRows);
-    if (m.kind() == Matrix::Kind::Float) {
-        const FloatProduct product{.x = p.floats ? p.floats : x.floats(),
-                                   .x_stride = static_cast<size_t>(p.floats ? x.size(1) : x.row_stride()),
-                                   .rows = rows,
-                                   .out = out.floats(),
-                                   .out_stride = static_cast<size_t>(out.row_stride())};
-        kernels.gemm_float(m.floats(), product, first, last);
-        return;
-    }
-    const IntProduct product = product_of(p, rows, out);
-    float* const room = m.tiled() ? scratch_of(kernels, m) : nullptr;
-    switch (m.kind()) {
-        case Matrix::Kind::Int4Tiled: return kernels.gemm_int4(m.integers(), product, begin, end, room);
-        case Matrix::Kind::Int8Tiled: return kernels.gemm_int8(m.integers(), product, begin, end, room);
-        case Matrix::Kind::Int4Rows: return kernels.gemm_row_int4(m.integers(), product, first, last);
-        default: return kernels.gemm_row_int8(m.integers(), product, first, last);
-    }
-}
-
 int64_t tiles_of(const Matrix& m) { return ceil_div(m.n(), kTileRows); }
 
-// Tiles are shared out in pairs, which kernels like to take together.
+// Tiles are shared out in pairs: of neighbours, which kernels like to take together, or of one from each half, where all
+// are read for a single token (KernelTable::gemv_int4).
 constexpr int64_t kUnit = 2;
+int64_t units_of(const Matrix& m) { return (tiles_of(m) + kUnit - 1) / kUnit; }
+bool in_halves(const Matrix& m, const Tensor& x) { return m.tiled() && x.size(0) == 1; }
+
+// Outputs first..last-1.
+struct Span {
+    int first, last;
+    static Span of_tiles(const Matrix& m, int64_t begin, int64_t end) {
+        return {static_cast<int>(begin) * kTileRows, std::min(m.n(), static_cast<int>(end) * kTileRows)};
+    }
+};
+
+// Units begin..end-1 of the product with m; of a cap other than 0, cap * tanh(product / cap).
+void multiply(const KernelTable& kernels, const Matrix& m, const Tensor& x, const Prepared& p, const Tensor& out, int64_t begin,
+              int64_t end, float cap) {
+    const auto capped = [&](const Span& span) {
+        for (int64_t row = 0; cap != 0.0f && row < x.size(0); row++)
+            kernels.softcap(out.row(row) + span.first, cap, span.last - span.first);
+    };
+    const int rows = static_cast<int>(x.size(0));
+    const IntProduct product = product_of(p, rows, out);
+    if (in_halves(m, x)) {
+        const auto gemv = m.kind() == Matrix::Kind::Int4Tiled ? kernels.gemv_int4 : kernels.gemv_int8;
+        gemv(m.integers(), product, static_cast<int>(begin), static_cast<int>(end));
+        capped(Span::of_tiles(m, begin, end));
+        capped(Span::of_tiles(m, units_of(m) + begin, units_of(m) + end));
+        return;
+    }
+    const auto from = static_cast<int>(begin * kUnit), to = static_cast<int>(std::min(end * kUnit, tiles_of(m)));
+    const Span span = Span::of_tiles(m, from, to);
+    switch (m.kind()) {
+        case Matrix::Kind::Int4Tiled: kernels.gemm_int4(m.integers(), product, from, to, scratch_of(kernels, m)); break;
+        case Matrix::Kind::Int8Tiled: kernels.gemm_int8(m.integers(), product, from, to, scratch_of(kernels, m)); break;
+        case Matrix::Kind::Int4Rows: kernels.gemm_row_int4(m.integers(), product, span.first, span.last); break;
+        case Matrix::Kind::Int8Rows: kernels.gemm_row_int8(m.integers(), product, span.first, span.last); break;
+        case Matrix::Kind::Float:
+            kernels.gemm_float(m.floats(),
+                               {.x = p.floats ? p.floats : x.floats(),
+                                .x_stride = static_cast<size_t>(p.floats ? x.size(1) : x.row_stride()),
+                                .rows = rows,
+                                .out = out.floats(),
+                                .out_stride = static_cast<size_t>(out.row_stride())},
+                               span.first, span.last);
+    }
+    capped(span);
+}
 
 // A single token reads all weights once: what comes after is worth fetching early.
 void expect_follower(Context& context, const Tensor& x, std::span<const Matrix* const> matrices) {
@@ -210,7 +233,7 @@ std::vector<Tensor> linears(Context& context, const Rows& input, std::span<const
     int64_t units = 0;
     double cost = 0.0;
     for (const Matrix* m : matrices) {
-        jobs.push_back({m, inputs.add(*m), units, (tiles_of(*m) + kUnit - 1) / kUnit});
+        jobs.push_back({m, inputs.add(*m), units, units_of(*m)});
         outputs.emplace_back(*context.memory, std::initializer_list<int64_t>{x.size(0), m->n()});
         units += jobs.back().units;
         cost = std::max(cost, unit_cost(x, *m));
@@ -222,11 +245,7 @@ std::vector<Tensor> linears(Context& context, const Rows& input, std::span<const
             const Job& job = jobs[i];
             const int64_t from = std::max<int64_t>(begin - job.first_unit, 0), to = std::min(end - job.first_unit, job.units);
             if (from >= to) continue;
-            const int first = static_cast<int>(from * kUnit), last = static_cast<int>(std::min(to * kUnit, tiles_of(*job.matrix)));
-            multiply(context.kernels, *job.matrix, x, inputs[job.input], outputs[i], first, last);
-            if (cap == 0.0f) continue;
-            const int column = first * kTileRows, n = std::min(last * kTileRows, job.matrix->n()) - column;
-            for (int64_t row = 0; row < x.size(0); row++) context.kernels.softcap(outputs[i].row(row) + column, cap, n);
+            multiply(context.kernels, *job.matrix, x, inputs[job.input], outputs[i], from, to, cap);
         }
     }, x.size(0) > 1 ? kTilesOfScratch / kUnit : 1);
     return outputs;
@@ -235,7 +254,9 @@ std::vector<Tensor> linears(Context& context, const Rows& input, std::span<const
 Tensor gated_linear(Context& context, const Rows& input, const Matrix& gate, const Matrix& up) {
     const Tensor& x = input.x;
     require(gate.n() == up.n(), "a gate of ", gate.n(), " outputs and ", up.n(), " to be gated");
-    if (gate.kind() != Matrix::Kind::Int4Tiled || up.kind() != gate.kind() || !(form_of(gate) == form_of(up))) {
+    const auto scales_of = [](const Matrix& m) { return std::pair(m.integers().scale_type, m.integers().scale_groups); };
+    const bool both_int4 = gate.kind() == Matrix::Kind::Int4Tiled && up.kind() == Matrix::Kind::Int4Tiled;
+    if (!both_int4 || !(form_of(gate) == form_of(up)) || scales_of(gate) != scales_of(up)) {
         const Matrix* const both[] = {&gate, &up};
         const std::vector<Tensor> products = linears(context, input, both);
         return geglu(context, products[0], products[1]);
@@ -248,8 +269,12 @@ Tensor gated_linear(Context& context, const Rows& input, const Matrix& gate, con
     inputs.prepare();
     const IntProduct product = product_of(prepared, static_cast<int>(x.size(0)), out);
     context.parallel(x.size(0) ? tiles_of(gate) : 0, unit_cost(x, gate), [&](int64_t begin, int64_t end, int) {
-        context.kernels.gemm_int4_geglu(gate.integers(), up.integers(), product, static_cast<int>(begin),
-                                        static_cast<int>(end), scratch_of(context.kernels, gate));
+        const auto first = static_cast<int>(begin), last = static_cast<int>(end);
+        const IntMatrix &g = gate.integers(), &u = up.integers();
+        if (in_halves(gate, x))
+            context.kernels.gemv_int4_geglu(g, u, product, first, last);
+        else
+            context.kernels.gemm_int4_geglu(g, u, product, first, last, scratch_of(context.kernels, gate));
     }, x.size(0) > 1 ? kTilesOfScratch / 2 : 1);
     return out;
 }

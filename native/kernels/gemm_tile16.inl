@@ -4,18 +4,34 @@
 // ascending order. So an output's bits do not depend on how many tokens or tiles are computed together, nor on what
 // multiplies them, vectors or a processor's own tiles.
 
-// body(load), where load(i) gives 16 stored scales as float32, beginning at the i-th. Factored scales are given without
-// the factors of their rows.
+// Stored scales: 16 as float32, beginning at the i-th, and where that lies. Factored ones come without the factors of
+// their rows.
+template <ScaleType kType>
+struct Scales {
+    const void* stored;
+    CELLMD_INLINE const auto* at(size_t i) const {
+        if constexpr (kType == ScaleType::Float)
+            return static_cast<const float*>(stored) + i;
+        else if constexpr (kType == ScaleType::Factored)
+            return static_cast<const int8_t*>(stored) + i;
+        else
+            return static_cast<const uint16_t*>(stored) + i;
+    }
+    CELLMD_INLINE Vf operator()(size_t i) const {
+        if constexpr (kType == ScaleType::Half) return vload_f16(at(i));
+        if constexpr (kType == ScaleType::BFloat) return vload_bf16(at(i));
+        if constexpr (kType == ScaleType::Float) return vload(at(i));
+        if constexpr (kType == ScaleType::Factored) return vload_i8(at(i));
+    }
+};
+
 template <typename Body>
 CELLMD_INLINE void with_scales(const IntMatrix& m, const Body& body) {
-    const auto* halves = static_cast<const uint16_t*>(m.scales);
-    const auto* floats = static_cast<const float*>(m.scales);
-    const auto* codes = static_cast<const int8_t*>(m.scales);
     switch (m.scale_type) {
-        case ScaleType::Half: return body([=](size_t i) CELLMD_ALWAYS { return vload_f16(halves + i); });
-        case ScaleType::BFloat: return body([=](size_t i) CELLMD_ALWAYS { return vload_bf16(halves + i); });
-        case ScaleType::Float: return body([=](size_t i) CELLMD_ALWAYS { return vload(floats + i); });
-        default: return body([=](size_t i) CELLMD_ALWAYS { return vload_i8(codes + i); });
+        case ScaleType::Half: return body(Scales<ScaleType::Half>{m.scales});
+        case ScaleType::BFloat: return body(Scales<ScaleType::BFloat>{m.scales});
+        case ScaleType::Float: return body(Scales<ScaleType::Float>{m.scales});
+        default: return body(Scales<ScaleType::Factored>{m.scales});
     }
 }
 
@@ -23,8 +39,8 @@ CELLMD_INLINE void with_scales(const IntMatrix& m, const Body& body) {
 static void expand_scales(const IntMatrix& m, int tile, float* out) {
     const size_t at = static_cast<size_t>(tile) * m.scale_groups * 16, step = m.scale_groups == 1 ? 0 : 16;
     const Vf factors = m.row_factors ? vload(m.row_factors + 16 * tile) : vset(1.0f);
-    with_scales(m, [&](const auto& load) CELLMD_ALWAYS {
-        for (int g = 0; g < m.groups; g++) vstore(out + 16 * g, load(at + step * g) * factors);
+    with_scales(m, [&](const auto& scales) CELLMD_ALWAYS {
+        for (int g = 0; g < m.groups; g++) vstore(out + 16 * g, scales(at + step * g) * factors);
     });
 }
 
@@ -33,43 +49,6 @@ CELLMD_INLINE Vf finished(Vf y, const IntMatrix& m, int first_row, int n) {
     return vmax(vset(m.low), vmin(vset(m.high), y));
 }
 CELLMD_INLINE void store_lanes(float* out, Vf y, int n) { n < 16 ? vstore_first(out, y, n) : vstore(out, y); }
-
-// Tiles begin..end-1 for a single token: weights are used once, so what counts is that they never stop coming.
-// store(tile, y) takes the outputs of a tile.
-template <bool kInt4, typename Store>
-CELLMD_INLINE void vector_product(const IntMatrix& m, const IntProduct& p, int begin, int end, const Store& store) {
-    using Tile = Tile16<kInt4>;
-    const int steps = ceil_div(m.k, Tile::kStepColumns), group_steps = m.group / Tile::kStepColumns;
-    const size_t scale_step = m.scale_groups == 1 ? 0 : 16;
-    with_scales(m, [&](const auto& load) CELLMD_ALWAYS {
-        for (int tile = begin; tile < end; tile++) {
-            const uint8_t* from = tile_of<kInt4>(m, tile);
-            const int8_t* x = p.codes;
-            size_t scales = static_cast<size_t>(tile) * m.scale_groups * 16;
-            const Vf factors = m.row_factors ? vload(m.row_factors + 16 * tile) : vset(1.0f);
-            Vf y = vzero();
-            for (int g = 0; g < m.groups; g++, scales += scale_step) {
-                // One sum would be a chain of dependent additions: two take turns.
-                StreamSums<kInt4> even, odd;
-                const int n = lesser(steps - g * group_steps, group_steps);
-                for (int step = 0; step + 1 < n; step += 2, from += 128, x += 2 * Tile::kStepColumns) {
-                    prefetch_once(from + kPrefetchBytes);
-                    prefetch_once(from + kPrefetchBytes + 64);
-                    even.add(from, x);
-                    odd.add(from + 64, x + Tile::kStepColumns);
-                }
-                if (n % 2) {
-                    even.add(from, x);
-                    from += 64;
-                    x += Tile::kStepColumns;
-                }
-                const Vi sum = viset(Tile::kStart * p.sums[g]) + even.total() + odd.total();
-                y = vfma(vfloat(sum), vset(p.scales[g]) * (load(scales) * factors), y);
-            }
-            store(tile, y);
-        }
-    });
-}
 
 // Activations of all tokens that fit the second-level cache stay there while tiles come and go. Beyond that it is the
 // tiles that stay, some of them, while the activations pass.
@@ -144,13 +123,6 @@ struct NextTiles {
 
 template <bool kInt4>
 static void gemm_tile16(const IntMatrix& m, const IntProduct& p, int begin, int end, float* scratch) {
-    if (p.rows == 1) {
-        vector_product<kInt4>(m, p, begin, end, [&](int tile, Vf y) CELLMD_ALWAYS {
-            const int row = tile * 16, n = m.n - row;
-            store_lanes(p.out + row, finished(y, m, row, n), n);
-        });
-        return;
-    }
     AtWork tiles(m, scratch);
     BlockUnit unit(m.group);
     const int at_once = tiles_at_once(m, p.rows, weight_bytes<kInt4>(m.k));
@@ -193,18 +165,6 @@ static void geglu_block(const IntMatrix& gate, const IntMatrix& up, const IntPro
 
 static void gemm_int4_geglu(const IntMatrix& gate, const IntMatrix& up, const IntProduct& p, int begin, int end,
                             float* scratch) {
-    if (p.rows == 1) {
-        // One matrix after the other: two streams in turns would each run dry. The second begins before the first ends.
-        const uint8_t* const second = tile_of<true>(up, begin);
-        for (int at = 0; at < kPrefetchBytes; at += 64) prefetch_once(second + at);
-        gemm_tile16<true>(gate, p, begin, end, scratch);
-        vector_product<true>(up, p, begin, end, [&](int tile, Vf y) CELLMD_ALWAYS {
-            const int row = tile * 16, n = up.n - row;
-            const Vf gated = vgelu(n < 16 ? vload_first(p.out + row, n) : vload(p.out + row));
-            store_lanes(p.out + row, gated * finished(y, up, row, n), n);
-        });
-        return;
-    }
     AtWork tiles(gate, scratch);
     BlockUnit unit(gate.group);
     const int pairs = greater(1, tiles_at_once(gate, p.rows, 2 * weight_bytes<true>(gate.k)) / 2);

@@ -2,6 +2,7 @@
 #include "math.inl"
 #include "quantise.inl"
 #include "gemm_tile16.inl"
+#include "gemv_tile16.inl"
 #include "gemm_row.inl"
 #include "gemm_float.inl"
 #include "lookup.inl"
@@ -25,6 +26,9 @@ constexpr KernelTable table_named(const char* name) {
             .gemm_int4 = gemm_tile16<true>,
             .gemm_int8 = gemm_tile16<false>,
             .gemm_int4_geglu = gemm_int4_geglu,
+            .gemv_int4 = gemv_tile16<true>,
+            .gemv_int8 = gemv_tile16<false>,
+            .gemv_int4_geglu = gemv_int4_geglu,
             .gemm_row_int4 = gemm_row<true>,
             .gemm_row_int8 = gemm_row<false>,
             .gemm_float = gemm_float,

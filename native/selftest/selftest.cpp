@@ -106,11 +106,11 @@ void add_products(std::vector<Case>& cases) {
                                              return embed(c, *m, indices(c, ids), 1.5f, 0, k);
                                          }});
                     }
-    for (const int rows : {1, 3, 10, 40}) {
-        const auto gate = std::make_shared<Matrix>(stored_matrix(50, 264, "i4", "tile16", "f32", 128, false));
+    for (const int rows : {1, 3, 10, 40}) for (const char* scales : {"f32", "i8"}) {
+        const auto gate = std::make_shared<Matrix>(stored_matrix(50, 264, "i4", "tile16", scales, 128, false));
         const auto up = std::make_shared<Matrix>(stored_matrix(50, 264, "i4", "tile16", "i8", 128, true));
         const auto x = normals(static_cast<size_t>(rows) * 264), weight = normals(264);
-        cases.push_back({"gated product of " + std::to_string(rows), 300.0, [=](Context& c) {
+        cases.push_back({"gated product of " + std::to_string(rows) + " with scales " + scales, 300.0, [=](Context& c) {
                              const Tensor in = tensor(c, {rows, 264}, x), w = tensor(c, {264}, weight);
                              const Tensor y = tensor(c, {rows, 264}, x);
                              return gated_linear(c, {in, Closing{&y, {&w, 1e-6f}, 0.7f}, std::nullopt}, *gate, *up);
