@@ -16,6 +16,7 @@ struct FileError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
+// Unless the condition holds, an error whose message is made of the parts: texts, numbers and what describes itself.
 template <typename... Parts>
 void require(bool condition, const Parts&... parts) {
     if (condition) [[likely]]
@@ -24,6 +25,8 @@ void require(bool condition, const Parts&... parts) {
     const auto append = [&](const auto& part) {
         if constexpr (requires { std::to_string(part); })
             message += std::to_string(part);
+        else if constexpr (requires { part.describe(); })
+            message += part.describe();
         else
             message += part;
     };

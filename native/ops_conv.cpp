@@ -13,9 +13,9 @@ Tensor conv2d(Context& context, const Tensor& x, const Tensor& kernel) {
     require_floats(x, 3, "the input of conv2d");
     require_floats(kernel, 4, "the kernel of conv2d");
     const int64_t frames = x.size(0), bins = x.size(1), channels = x.size(2), outputs = kernel.size(0);
-    require(kernel.size(1) == channels && kernel.size(2) == 3 && kernel.size(3) == 3, "a kernel ", kernel.describe(), " on ",
-            x.describe(), "; 3 x 3 for each of its channels is needed");
-    require(channels > 0 && outputs > 0, "a convolution of nothing, ", kernel.describe());
+    require(kernel.size(1) == channels && kernel.size(2) == 3 && kernel.size(3) == 3, "a kernel ", kernel, " on ",
+            x, "; 3 x 3 for each of its channels is needed");
+    require(channels > 0 && outputs > 0, "a convolution of nothing, ", kernel);
     const int64_t out_frames = (frames + 1) / 2, out_bins = (bins + 1) / 2, width = 9 * channels;
     Tensor reordered(*context.memory, {outputs, width});
     for (int64_t o = 0; o < outputs; o++)
@@ -51,7 +51,7 @@ Tensor conv2d(Context& context, const Tensor& x, const Tensor& kernel) {
 Tensor depthwise_conv1d(Context& context, const Tensor& x, const Tensor& kernel) {
     require_floats(x, 2, "the input of depthwise_conv1d");
     require_floats(kernel, 2, "the kernel of depthwise_conv1d");
-    require(kernel.size(0) == x.size(1), "a kernel ", kernel.describe(), " on ", x.describe());
+    require(kernel.size(0) == x.size(1), "a kernel ", kernel, " on ", x);
     const int64_t channels = x.size(1), width = kernel.size(1);
     Tensor taps(*context.memory, {width, channels});
     for (int64_t tap = 0; tap < width; tap++)

@@ -8,7 +8,7 @@ namespace {
 constexpr int64_t kAtOnce = 4096;  // elements of contiguous tensors that are handed out together
 
 void require_float(const Tensor& x, const char* what) {
-    require(x.type() == ElementType::Float, what, " takes float32, found ", x.describe());
+    require(x.type() == ElementType::Float, what, " takes float32, found ", x);
 }
 
 // body(row, column, n) for stretches of n elements that are contiguous in every tensor.

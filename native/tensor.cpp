@@ -44,13 +44,13 @@ Tensor Tensor::reshaped(std::span<const int64_t> shape) const {
     Tensor other = *this;
     other.shape_ = {};
     other.set_shape(shape);
-    require(other.elements() == elements(), describe(), " cannot become ", other.describe());
+    require(other.elements() == elements(), *this, " cannot become ", other);
     return other;
 }
 
 Tensor Tensor::columns(int64_t start, int64_t stop) const {
-    require(dims_ == 2 && type_ == ElementType::Float, "columns are taken of float32 (N, D), found ", describe());
-    require(0 <= start && start <= stop && stop <= size(1), "columns ", start, "..", stop, " of ", describe());
+    require(dims_ == 2 && type_ == ElementType::Float, "columns are taken of float32 (N, D), found ", *this);
+    require(0 <= start && start <= stop && stop <= size(1), "columns ", start, "..", stop, " of ", *this);
     Tensor view = *this;
     view.shape_[1] = view.row_size_ = stop - start;
     view.data_ = floats() + start;
