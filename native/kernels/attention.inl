@@ -16,6 +16,14 @@ CELLMD_INLINE Vf load_stored(const void* p, size_t at) {
     }
 }
 
+template <CacheType kType>
+constexpr int kElementBytes = kType == CacheType::Float ? 4 : kType == CacheType::Half ? 2 : 1;
+
+template <int kBytes>
+CELLMD_INLINE void fetch_lines(const char* p) {
+    repeat<(kBytes + 63) / 64>([&](auto line) CELLMD_ALWAYS { prefetch_later(p + 64 * line); });
+}
+
 // scores[row][key] of kVectors * 16 keys beginning at `key`.
 template <CacheType kType, int kRows, int kVectors>
 CELLMD_INLINE void score_keys(const AttendArgs& a, int key, float* scores) {
@@ -25,19 +33,13 @@ CELLMD_INLINE void score_keys(const AttendArgs& a, int key, float* scores) {
         queries[r] = a.queries[r];
         repeat<kVectors>([&](auto v) CELLMD_ALWAYS { sums[r][v] = vzero(); });
     });
-    // The first time through, keys are fetched some rows ahead, and the block's values for later.
-    const bool fetch = a.from_memory && key == a.first / 16 * 16;
-    constexpr int kElement = kType == CacheType::Float ? 4 : kType == CacheType::Half ? 2 : 1;
-    constexpr int kRowBytes = kKeyBlock * kElement, kRowsAhead = 64;
+    // The first time through, keys are fetched some rows ahead; the last time, the block's values for later.
+    const bool fetch_keys = a.from_memory && key == a.first / 16 * 16;
+    const bool fetch_values = a.from_memory && key + 16 * kVectors >= a.last;
+    constexpr int kRowBytes = kKeyBlock * kElementBytes<kType>, kRowsAhead = 64;
     for (int d = 0; d < a.head_dim; d++) {
-        if (fetch) {
-            const auto* next_keys = static_cast<const char*>(a.keys) + (d + kRowsAhead) * kRowBytes;
-            const auto* next_values = static_cast<const char*>(a.values) + d * kRowBytes;
-            repeat<kRowBytes / 64>([&](auto line) CELLMD_ALWAYS {
-                prefetch(next_keys + 64 * line);
-                prefetch(next_values + 64 * line);
-            });
-        }
+        if (fetch_keys) fetch_lines<kRowBytes>(static_cast<const char*>(a.keys) + (d + kRowsAhead) * kRowBytes);
+        if (fetch_values) fetch_lines<kRowBytes>(static_cast<const char*>(a.values) + d * kRowBytes);
         Vf keys[kVectors];
         repeat<kVectors>([&](auto v) CELLMD_ALWAYS {
             keys[v] = load_stored<kType>(a.keys, static_cast<size_t>(d) * kKeyBlock + key + 16 * v);
@@ -83,7 +85,11 @@ template <CacheType kType, int kRows, int kVectors>
 CELLMD_INLINE void weigh_values(const AttendArgs& a, int channel, const float* weights) {
     Vf sums[kRows][kVectors];
     repeat<kRows>([&](auto r) CELLMD_ALWAYS { repeat<kVectors>([&](auto v) CELLMD_ALWAYS { sums[r][v] = vzero(); }); });
+    // What memory would have no work for else: the keys of the next block.
+    constexpr int kPieceBytes = 16 * kVectors * kElementBytes<kType>;
+    const char* const next_keys = static_cast<const char*>(a.keys) + (a.width + channel) * kKeyBlock * kElementBytes<kType>;
     for (int key = a.first; key < a.last; key++) {
+        if (a.from_memory) fetch_lines<kPieceBytes>(next_keys + key * kPieceBytes);
         Vf values[kVectors];
         repeat<kVectors>([&](auto v) CELLMD_ALWAYS {
             values[v] = load_stored<kType>(a.values, static_cast<size_t>(key) * a.width + channel + 16 * v);
