@@ -49,6 +49,14 @@ Cache::Place Cache::block(int64_t slot, int head, int64_t first) const {
     return found;
 }
 
+Reads Cache::reads(int64_t slot, int64_t first, int64_t last) const {
+    const int64_t begin = first / kKeyBlock * kKeyBlock;
+    const int64_t positions = std::min(rounded_up(last, kKeyBlock) - begin, capacity_ - begin % capacity_);
+    const size_t bytes = static_cast<size_t>(positions * width_) * element_;
+    const Place place = block(slot, 0, begin);
+    return {Stretch{place.keys, bytes}, {place.values, bytes}};
+}
+
 void Cache::write(const KernelTable& kernels, int64_t slot, int head, int64_t position, const float* key, const float* value) {
     const int64_t within = position % kKeyBlock;
     const Place place = block(slot, head, position - within);

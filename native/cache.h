@@ -3,6 +3,7 @@
 
 #include "kernels.h"
 #include "memory.h"
+#include "reading.h"
 
 namespace cellmd {
 
@@ -28,6 +29,9 @@ class Cache {
         float *key_scales, *value_scales;
     };
     Place block(int64_t slot, int head, int64_t first) const;
+
+    // Keys and values of the first head at positions first..last-1, as far as they lie at a stretch.
+    Reads reads(int64_t slot, int64_t first, int64_t last) const;
 
     // One key and one value of `width()` channels, padded with zeros.
     void write(const KernelTable&, int64_t slot, int head, int64_t position, const float* key, const float* value);

@@ -55,16 +55,21 @@ class Context {
         }
     }
 
-    // Notes that an operation which reads each of these weights once follows the one noted before, and has the pool expect
-    // what followed this one the last time.
-    void reads_once(Follower& follower, const void* weights, size_t bytes) {
-        const std::lock_guard<std::mutex> lock(follower_mutex_);
-        if (last_read_) {
-            last_read_->begin = weights;
-            last_read_->bytes = bytes;
-        }
-        last_read_ = follower.shared_from_this();
-        pool_.expect(follower.begin, follower.bytes);
+    // Notes that an operation which reads this once follows the one noted before, and has the pool expect what followed it
+    // the last time.
+    void reads_once(Reading& reading, const Reads& reads) {
+        const std::lock_guard<std::mutex> lock(reading_mutex_);
+        reading.reads = reads;
+        if (last_reading_) last_reading_->next = reading.weak_from_this();
+        last_reading_ = reading.shared_from_this();
+        const std::shared_ptr<Reading> next = reading.next.lock(), after = next ? next->next.lock() : nullptr;
+        pool_.expect({next ? next->reads : Reads(), after ? after->reads : Reads()});
+    }
+
+    // Has the pool expect what is about to be read, and what was read with a matrix the last time.
+    void expect(const Reads& first, const Reading& then) {
+        const std::lock_guard<std::mutex> lock(reading_mutex_);
+        pool_.expect({first, then.reads});
     }
 
    private:
@@ -73,8 +78,8 @@ class Context {
     static constexpr double kPiece = 4e7;
 
     ThreadPool pool_;
-    std::mutex follower_mutex_;
-    std::shared_ptr<Follower> last_read_;
+    std::mutex reading_mutex_;
+    std::shared_ptr<Reading> last_reading_;
     void (*check_interrupt_)();
 };
 

@@ -1,5 +1,6 @@
 #include "matrix.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -144,6 +145,13 @@ int Matrix::read_row(int64_t row, uint8_t* room, Lookup& from) const {
     return 0;
 }
 
+void Matrix::expect_row([[maybe_unused]] int64_t row) const {
+#ifdef POSIX_FADV_WILLNEED
+    posix_fadvise(file_->descriptor, static_cast<off_t>(file_->offset + row * row_bytes_), static_cast<off_t>(row_bytes_),
+                  POSIX_FADV_WILLNEED);
+#endif
+}
+
 Matrix Matrix::rows(int64_t start, int64_t stop) const {
     require(0 <= start && start <= stop && stop <= n_, "rows ", start, "..", stop, " of a matrix with ", n_);
     require(start % kTileRows == 0 && (stop % kTileRows == 0 || stop == n_), "rows ", start, "..", stop,
@@ -162,7 +170,7 @@ Matrix Matrix::rows(int64_t start, int64_t stop) const {
     IntMatrix& m = part.integers_;
     m.codes += start * row_bytes_;
     part.code_bytes_ = static_cast<size_t>((stop - start) * row_bytes_);
-    part.follower_ = std::make_shared<Follower>();
+    part.reading_ = std::make_shared<Reading>();
     m.scales = static_cast<const std::byte*>(m.scales) + start * m.scale_groups * scale_bytes(m.scale_type);
     if (m.row_factors) m.row_factors += start;
     m.n = part.n_;

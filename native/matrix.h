@@ -9,6 +9,7 @@
 
 #include "errors.h"
 #include "kernels.h"
+#include "reading.h"
 
 namespace cellmd {
 
@@ -39,12 +40,6 @@ struct Clip {
     float input_low, input_high, output_low, output_high;
 };
 
-// Weights that were read after those of a matrix, the last time; a guess, and only ever fetched, never read.
-struct Follower : std::enable_shared_from_this<Follower> {
-    const void* begin = nullptr;
-    size_t bytes = 0;
-};
-
 // An n x k matrix to multiply with or to look rows up in.
 class Matrix {
    public:
@@ -65,10 +60,12 @@ class Matrix {
     bool looked_up_by_reading() const { return file_.has_value(); }
     size_t row_bytes() const { return static_cast<size_t>(row_bytes_); }
     int read_row(int64_t row, uint8_t* room, Lookup& from) const;
+    // Has the system bring such a row from the disk meanwhile, if it can.
+    void expect_row(int64_t row) const;
     float input_low() const { return input_low_; }
     float input_high() const { return input_high_; }
-    size_t code_bytes() const { return code_bytes_; }
-    Follower& follower() const { return *follower_; }
+    Stretch codes() const { return {integers_.codes, code_bytes_}; }
+    Reading& reading() const { return *reading_; }
 
     // Outputs start..stop-1 alone, sharing memory; both are multiples of 16, or stop is n.
     Matrix rows(int64_t start, int64_t stop) const;
@@ -88,7 +85,7 @@ class Matrix {
     std::shared_ptr<const std::vector<float>> bias_;
     std::shared_ptr<const void> owner_;
     size_t code_bytes_ = 0;
-    std::shared_ptr<Follower> follower_ = std::make_shared<Follower>();
+    std::shared_ptr<Reading> reading_ = std::make_shared<Reading>();
 };
 
 }  // namespace cellmd

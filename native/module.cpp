@@ -293,23 +293,26 @@ void bind_rows(nb::class_<Context>& c) {
     c.def("linears", &linears_of, "x"_a, "y"_a.none(), "closing"_a.none(), "scale"_a, "norm_weight"_a.none(), "eps"_a,
           "matrices"_a, "cap"_a);
     c.def("linear", [](Context& self, const Tensor& x, const Matrix& matrix) {
-        const Matrix* const one[] = {&matrix};
         const nb::gil_scoped_release unlocked;
-        return std::move(linears(self, {x, std::nullopt, std::nullopt}, one).front());
+        return linear(self, x, matrix);
     });
-    c.def("gated_linear",
-          [](Context& self, const Tensor& x, const Tensor* y, const Tensor* closing, const Tensor* weight, float eps,
-             const Matrix& gate, const Matrix& up) {
+    c.def("gated_linear", [](Context& self, const Tensor& x, const Tensor& weight, float eps, const Matrix& gate, const Matrix& up) {
+        const nb::gil_scoped_release unlocked;
+        return gated_linear(self, rows_of(x, nullptr, nullptr, 1.0f, &weight, eps), gate, up);
+    });
+    c.def("gated_layer",
+          [](Context& self, const Tensor& x, const Tensor& y, const Tensor& closing, const Tensor& weight, float eps,
+             const Matrix& gate, const Matrix& up, const Matrix& down) {
               const nb::gil_scoped_release unlocked;
-              return gated_linear(self, rows_of(x, y, closing, 1.0f, weight, eps), gate, up);
-          },
-          "x"_a, "y"_a.none(), "closing"_a.none(), "norm_weight"_a.none(), "eps"_a, "gate"_a, "up"_a);
+              return gated_layer(self, rows_of(x, &y, &closing, 1.0f, &weight, eps), gate, up, down);
+          });
     c.def("gated_by",
           [](Context& self, const Tensor& x, const Tensor& y, const Tensor& closing, float eps, const Matrix& gate,
-             const Tensor& up) {
+             const Tensor& up, const Matrix& projection) {
               const Matrix* const one[] = {&gate};
               const nb::gil_scoped_release unlocked;
-              return geglu(self, linears(self, rows_of(x, &y, &closing, 1.0f, nullptr, eps), one).front(), up);
+              const std::vector<Tensor> gates = linears(self, rows_of(x, &y, &closing, 1.0f, nullptr, eps), one);
+              return linear(self, geglu(self, gates.front(), up), projection);
           });
     c.def("norm_add_embed",
           [](Context& self, const Tensor& x, float x_scale, const Tensor& weight, float eps, const Matrix& table,
@@ -388,12 +391,12 @@ void bind_attention(nb::class_<Context>& c) {
           [](Context& self, Cache& cache, const Tensor& q, const Tensor& q_weight, const Tensor* keys, const Tensor* values,
              const Tensor* key_weight, float eps, const Tensor& table, const Tensor& slots, const Tensor& positions,
              int64_t window, const Matrix& output) {
-              const Matrix* const one[] = {&output};
               const nb::gil_scoped_release unlocked;
+              expect_attention(self, cache, slots, positions, window, output);
               if (keys && values) append_normed(self, cache, *keys, *values, {key_weight, eps}, table, slots, positions);
               const Tensor seen = attention(self, rope(self, q, Norm{&q_weight, eps}, table), cache, slots, positions, window);
               const int64_t flat[] = {seen.rows(), seen.row_size()};
-              return std::move(linears(self, {seen.reshaped(flat), std::nullopt, std::nullopt}, one).front());
+              return linear(self, seen.reshaped(flat), output);
           },
           "cache"_a, "q"_a, "q_weight"_a, "keys"_a.none(), "values"_a.none(), "key_weight"_a.none(), "eps"_a, "table"_a,
           "slots"_a, "positions"_a, "window"_a, "output"_a);

@@ -33,8 +33,11 @@ struct Rows {
 // ---- ops_linear.cpp ----
 // The products with each matrix; of a cap other than 0, cap * tanh(product / cap).
 std::vector<Tensor> linears(Context&, const Rows&, std::span<const Matrix* const>, float cap = 0.0f);
+Tensor linear(Context&, const Tensor& x, const Matrix&);
 // gelu(gate) * up of the products with two matrices.
 Tensor gated_linear(Context&, const Rows&, const Matrix& gate, const Matrix& up);
+// The product of that with a third.
+Tensor gated_layer(Context&, const Rows&, const Matrix& gate, const Matrix& up, const Matrix& down);
 
 // ---- ops_rows.cpp ----
 Tensor embed(Context&, const Matrix& table, const Tensor& ids, float scale, int64_t start, int64_t stop);
@@ -75,6 +78,9 @@ Tensor pool_patches(Context&, const Tensor& x, int64_t grid_width, int64_t size)
 // ---- ops_attention.cpp ----
 class Cache;
 Tensor attention(Context&, const Tensor& q, const Cache&, const Tensor& slots, const Tensor& positions, int64_t window);
+// A hint that attention comes next, and then the product with a matrix.
+void expect_attention(Context&, const Cache&, const Tensor& slots, const Tensor& positions, int64_t window,
+                      const Matrix& output);
 void append(Context&, Cache&, const Tensor& keys, const Tensor& values, const Tensor& slots, const Tensor& positions);
 void append_normed(Context&, Cache&, const Tensor& keys, const Tensor& values, Norm key_norm, const Tensor& table,
                    const Tensor& slots, const Tensor& positions);

@@ -198,7 +198,7 @@ void attend_all(Context& context, const std::vector<Item>& items, int head_dim) 
 
 void require_cache_rows(const Cache& cache, const Tensor& x, int64_t heads, const Tensor& slots, const Tensor& positions) {
     require_floats(x, 3, "what goes to or asks the cache");
-    require(x.size(2) == cache.head_dim() && heads % cache.heads() == 0 && heads > 0, x.describe(), " does not fit a cache of ",
+    require(x.size(2) == cache.head_dim() && heads % cache.heads() == 0 && heads > 0, x, " does not fit a cache of ",
             cache.heads(), " heads of ", cache.head_dim());
     require_indices(slots, x.size(0), cache.slots(), "slots");
     require_indices(positions, x.size(0), int64_t{1} << 31, "positions");
@@ -244,6 +244,16 @@ Tensor attention(Context& context, const Tensor& q, const Cache& cache, const Te
     return out;
 }
 
+void expect_attention(Context& context, const Cache& cache, const Tensor& slots, const Tensor& positions, int64_t window,
+                      const Matrix& output) {
+    require_indices(slots, slots.dims() == 1 ? slots.size(0) : -1, cache.slots(), "slots");
+    require_indices(positions, slots.size(0), int64_t{1} << 31, "positions");
+    if (slots.size(0) != 1) return;
+    const int64_t position = positions.ints()[0];
+    const int64_t first = window ? std::max<int64_t>(0, position - window + 1) : 0;
+    context.expect(cache.reads(slots.ints()[0], first, position + 1), output.reading());
+}
+
 void append(Context& context, Cache& cache, const Tensor& keys, const Tensor& values, const Tensor& slots,
             const Tensor& positions) {
     append_normed(context, cache, keys, values, {nullptr, -1.0f}, keys, slots, positions);
@@ -253,7 +263,7 @@ void append_normed(Context& context, Cache& cache, const Tensor& keys, const Ten
                    const Tensor& slots, const Tensor& positions) {
     require_same_shape(keys, values, "keys and values");
     require_cache_rows(cache, keys, cache.heads(), slots, positions);
-    require(keys.size(1) == cache.heads(), keys.describe(), " does not fit a cache of ", cache.heads(), " heads");
+    require(keys.size(1) == cache.heads(), keys, " does not fit a cache of ", cache.heads(), " heads");
     const bool normed = key_norm.weight != nullptr;
     const int head_dim = cache.head_dim(), width = cache.width(), half = head_dim / 2;
     int turning = 0;
@@ -261,7 +271,7 @@ void append_normed(Context& context, Cache& cache, const Tensor& keys, const Ten
         require_vector(*key_norm.weight, head_dim, "the weight of the keys' norm");
         require(head_dim % 2 == 0 && table.type() == ElementType::Float && table.dims() == 3 && table.size(0) == keys.size(0) &&
                     table.size(1) == 2 && table.size(2) <= half,
-                "the rotary table must be float32 (", keys.size(0), ", 2, at most ", half, "), found ", table.describe());
+                "the rotary table must be float32 (", keys.size(0), ", 2, at most ", half, "), found ", table);
         turning = static_cast<int>(table.size(2));
     }
     const KernelTable& kernels = context.kernels;
@@ -327,8 +337,8 @@ Tensor attention_relative(Context& context, const Tensor& q, const Tensor& k, co
     require_same_shape(q, k, "queries and keys");
     require_same_shape(q, v, "queries and values");
     require_floats(relative_keys, 3, "relative keys");
-    require(relative_keys.size(1) == q.size(1) && relative_keys.size(2) == q.size(2), "relative keys ", relative_keys.describe(),
-            " for queries ", q.describe());
+    require(relative_keys.size(1) == q.size(1) && relative_keys.size(2) == q.size(2), "relative keys ", relative_keys,
+            " for queries ", q);
     constexpr int64_t kFar = 1 << 20;
     require(1 <= past && past <= kFar && 0 <= future && future <= kFar, "a past of ", past, " and a future of ", future, " rows");
     require(cap > 0.0f, "a cap of ", cap, "; it must be above 0");

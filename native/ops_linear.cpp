@@ -1,6 +1,7 @@
 // Products with matrices: activations are prepared once for all matrices of a call, then all their tiles are shared out.
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "checks.h"
 #include "ops.h"
@@ -49,7 +50,7 @@ class Inputs {
 
     // Index of the prepared activations that m will find.
     size_t add(const Matrix& m) {
-        require(m.k() == x_.size(1), "a matrix of ", m.k(), " inputs times ", x_.describe());
+        require(m.k() == x_.size(1), "a matrix of ", m.k(), " inputs times ", x_);
         const Form form = form_of(m);
         for (size_t i = 0; i < prepared_.size(); i++)
             if (prepared_[i].form == form) return i;
@@ -206,11 +207,11 @@ void multiply(const KernelTable& kernels, const Matrix& m, const Tensor& x, cons
     capped(span);
 }
 
-// A single token reads all weights once: what comes after is worth fetching early.
-void expect_follower(Context& context, const Tensor& x, std::span<const Matrix* const> matrices) {
-    if (x.size(0) != 1 || matrices.empty() || !matrices.front()->tiled()) return;
-    const Matrix& first = *matrices.front();
-    context.reads_once(first.follower(), first.integers().codes, first.code_bytes());
+// What a single token reads of a matrix (KernelTable::gemv_int4).
+Reads halves_of(const Matrix& m) {
+    const Stretch all = m.codes();
+    const size_t first = all.bytes / static_cast<size_t>(tiles_of(m)) * static_cast<size_t>(units_of(m));
+    return {Stretch{all.begin, first}, {static_cast<const std::byte*>(all.begin) + first, all.bytes - first}};
 }
 
 double unit_cost(const Tensor& x, const Matrix& m) {
@@ -238,7 +239,8 @@ std::vector<Tensor> linears(Context& context, const Rows& input, std::span<const
         units += jobs.back().units;
         cost = std::max(cost, unit_cost(x, *m));
     }
-    expect_follower(context, x, matrices);
+    if (!matrices.empty() && in_halves(*matrices.front(), x))
+        context.reads_once(matrices.front()->reading(), halves_of(*matrices.front()));
     inputs.prepare();
     context.parallel(x.size(0) ? units : 0, cost, [&](int64_t begin, int64_t end, int) {
         for (size_t i = 0; i < jobs.size(); i++) {
@@ -249,6 +251,11 @@ std::vector<Tensor> linears(Context& context, const Rows& input, std::span<const
         }
     }, x.size(0) > 1 ? kTilesOfScratch / kUnit : 1);
     return outputs;
+}
+
+Tensor linear(Context& context, const Tensor& x, const Matrix& matrix) {
+    const Matrix* const one[] = {&matrix};
+    return std::move(linears(context, {x, std::nullopt, std::nullopt}, one).front());
 }
 
 Tensor gated_linear(Context& context, const Rows& input, const Matrix& gate, const Matrix& up) {
@@ -264,8 +271,7 @@ Tensor gated_linear(Context& context, const Rows& input, const Matrix& gate, con
     Inputs inputs(context, input);
     const Prepared& prepared = (static_cast<void>(inputs.add(gate)), inputs.add(up), inputs[0]);
     Tensor out(*context.memory, {x.size(0), gate.n()});
-    const Matrix* const both[] = {&gate, &up};
-    expect_follower(context, x, both);
+    if (in_halves(gate, x)) context.reads_once(gate.reading(), {gate.codes(), up.codes()});
     inputs.prepare();
     const IntProduct product = product_of(prepared, static_cast<int>(x.size(0)), out);
     context.parallel(x.size(0) ? tiles_of(gate) : 0, unit_cost(x, gate), [&](int64_t begin, int64_t end, int) {
@@ -277,6 +283,10 @@ Tensor gated_linear(Context& context, const Rows& input, const Matrix& gate, con
             context.kernels.gemm_int4_geglu(g, u, product, first, last, scratch_of(context.kernels, gate));
     }, x.size(0) > 1 ? kTilesOfScratch / 2 : 1);
     return out;
+}
+
+Tensor gated_layer(Context& context, const Rows& input, const Matrix& gate, const Matrix& up, const Matrix& down) {
+    return linear(context, gated_linear(context, input, gate, up), down);
 }
 
 }  // namespace cellmd

@@ -17,7 +17,7 @@ struct Vectors {
 
 Vectors vectors_of(const Tensor& x, const char* what) {
     require(x.type() == ElementType::Float && (x.dims() == 2 || x.dims() == 3), what, " must be float32 (N, D) or (N, H, hd), "
-            "found ", x.describe());
+            "found ", x);
     const int64_t width = x.size(x.dims() - 1), per_row = x.dims() == 3 ? x.size(1) : 1;
     require(width > 0, what, " has rows of nothing");
     return {x.size(0) * per_row, per_row, static_cast<int>(width)};
@@ -36,7 +36,7 @@ const float* weight_of(const Norm& norm, int width) {
 void require_table(const Tensor& table, int64_t rows, int64_t half) {
     require(table.type() == ElementType::Float && table.dims() == 3 && table.size(0) == rows && table.size(1) == 2 &&
                 table.size(2) <= half,
-            "the rotary table must be float32 (", rows, ", 2, at most ", half, "), found ", table.describe());
+            "the rotary table must be float32 (", rows, ", 2, at most ", half, "), found ", table);
 }
 
 }  // namespace
@@ -48,6 +48,8 @@ Tensor embed(Context& context, const Matrix& table, const Tensor& ids, float sca
             ": rows are cut at multiples of 16");
     Tensor out(*context.memory, {ids.size(0), stop - start});
     std::atomic<int> failure{0};
+    if (table.looked_up_by_reading() && ids.size(0) > 1)
+        for (int64_t i = 0; i < ids.size(0); i++) table.expect_row(ids.ints()[i]);
     context.parallel(ids.size(0), static_cast<double>(stop - start) / 4.0, [&](int64_t begin, int64_t end, int) {
         for (int64_t i = begin; i < end; i++) {
             const int64_t row = ids.ints()[i];
@@ -78,7 +80,7 @@ Tensor take_rows(Context& context, const Tensor& x, const Tensor& rows) {
 
 void put_rows(Context&, const Tensor& x, const Tensor& rows, const Tensor& values) {
     require(x.dims() >= 1 && values.dims() >= 1 && x.type() == values.type() && x.row_size() == values.row_size(),
-            "rows of ", values.describe(), " do not fit ", x.describe());
+            "rows of ", values, " do not fit ", x);
     require_indices(rows, values.size(0), x.size(0), "rows");
     for (int64_t i = 0; i < values.size(0); i++)
         std::memcpy(x.row(rows.ints()[i]), values.row(i), static_cast<size_t>(x.row_size()) * 4);
@@ -120,8 +122,8 @@ void norm_add_embed(Context& context, const Tensor& x, float x_scale, Norm norm,
                     float table_scale, int64_t start, float scale) {
     require_floats(x, 2, "what is normed in parts");
     require(norm.weight && norm.weight->dims() == 1 && norm.weight->size(0) > 0 && x.size(1) % norm.weight->size(0) == 0,
-            "rows of ", x.describe(), " are not made of parts as wide as the weight of their norm");
-    require(ids.dims() == 1 && ids.size(0) == x.size(0), "ids ", ids.describe(), " for rows of ", x.describe());
+            "rows of ", x, " are not made of parts as wide as the weight of their norm");
+    require(ids.dims() == 1 && ids.size(0) == x.size(0), "ids ", ids, " for rows of ", x);
     const int columns = static_cast<int>(x.size(1)), width = static_cast<int>(norm.weight->size(0));
     const float* weight = weight_of(norm, width);
     const Tensor looked_up = embed(context, table, ids, table_scale, start, start + columns);

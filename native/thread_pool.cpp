@@ -13,8 +13,8 @@ namespace cellmd {
 namespace {
 
 constexpr int kChunksOfThread = 16;  // of at most 1,024 threads: a chunk's number fits 16 bits
-constexpr size_t kFetchBytes = size_t{512} << 10;  // half of a usual second-level cache
-constexpr size_t kFetchStep = 1024;
+constexpr size_t kFetchBytes = size_t{256} << 10;  // of each of two stretches: half of a usual second-level cache
+constexpr size_t kFetchStep = 512;
 constexpr auto kWatch = std::chrono::microseconds(60);
 
 std::atomic<uint32_t> process_generation{0};
@@ -32,12 +32,71 @@ void relax() {
 #endif
 }
 
-// Waits until value is no longer `old`: watching first, then asleep.
-void await_change(const std::atomic<uint32_t>& value, uint32_t old) {
+}  // namespace
+
+// What one thread fetches, and how far it has come.
+class ThreadPool::Fetcher {
+   public:
+    Fetcher(const Expected& expected, int thread, int threads)
+        : expected_(&expected), thread_(static_cast<size_t>(thread)), threads_(static_cast<size_t>(threads)) {}
+
+    // Asks for a little more, unless enough has come already.
+    void fetch() {
+        if (const uint32_t version = expected_->version.load(std::memory_order_acquire); version != version_) begin(version);
+        size_t fetched = 0;
+        for (Part& part : parts_) {
+            if (part.done < part.bytes && fetched + part.done < kFetchBytes) {
+                for (const char* const begin : part.begin)
+                    for (size_t line = part.done; begin && line < part.done + kFetchStep; line += 64)
+                        __builtin_prefetch(begin + line, 0, 2);
+                part.done += kFetchStep;
+                return;
+            }
+            fetched += part.done;
+        }
+    }
+
+   private:
+    struct Part {
+        std::array<const char*, 2> begin{};
+        size_t bytes = 0, done = 0;  // of each
+    };
+
+    void begin(uint32_t version) {
+        version_ = version;
+        const auto before = parts_;
+        for (size_t i = 0; i < parts_.size(); i++) {
+            Part part;
+            for (size_t side = 0; side < part.begin.size(); side++) {
+                const Expected::Part& all = expected_->reads[i][side];
+                const char* const first = all.begin.load(std::memory_order_relaxed);
+                const size_t bytes = all.bytes.load(std::memory_order_relaxed) / threads_;
+                if (bytes == 0) continue;
+                part.begin[side] = first + bytes * thread_;
+                part.bytes = std::max(part.bytes, bytes);
+            }
+            for (const Part& other : before)
+                if (other.begin == part.begin) part.done = other.done;
+            parts_[i] = part;
+        }
+    }
+
+    const Expected* expected_;
+    size_t thread_, threads_;
+    uint32_t version_ = 0;
+    std::array<Part, kExpectedReads> parts_;
+};
+
+namespace {
+
+// Waits until value is no longer `old`: watching first, and calling `meanwhile`, then asleep.
+template <typename Meanwhile>
+void await_change(const std::atomic<uint32_t>& value, uint32_t old, const Meanwhile& meanwhile) {
     const auto begin = std::chrono::steady_clock::now();
     for (;;) {
         for (int i = 0; i < 32; i++) {
             if (value.load(std::memory_order_acquire) != old) return;
+            meanwhile();
             relax();
         }
         if (std::chrono::steady_clock::now() - begin > kWatch) break;
@@ -65,8 +124,9 @@ struct ThreadPool::Workers {
     std::vector<Owned> owned;
     alignas(64) std::atomic<uint32_t> unfinished{0};
     std::vector<std::thread> threads;
+    Fetcher callers;  // for the calling thread
 
-    explicit Workers(int size) : owned(static_cast<size_t>(size)) {}
+    Workers(int size, const Expected& expected) : owned(static_cast<size_t>(size)), callers(expected, 0, size) {}
 
     // The number of a chunk of the job that `owner` still had, or -1.
     int64_t claim(Owned& owner, uint32_t of_job) const {
@@ -110,32 +170,27 @@ void ThreadPool::start() {
         static_cast<void>(workers_.release());  // a forked child cannot tell in what state the parent's threads left it
     }
     generation_of_process_ = process_generation.load();
-    workers_ = std::make_unique<Workers>(size_);
+    workers_ = std::make_unique<Workers>(size_, expected_);
     for (int i = 1; i < size_; i++) workers_->threads.emplace_back([this, shared = workers_.get(), i] { work(*shared, i); });
 }
 
 void ThreadPool::work(Workers& shared, int thread) {
-    Fetched fetched;
+    Fetcher fetcher(expected_, thread, size_);
     for (uint32_t seen = 0;;) {
-        await_change(shared.job, seen);
+        await_change(shared.job, seen, [&] { fetcher.fetch(); });
         seen = shared.job.load(std::memory_order_acquire);
         if (shared.stop.load(std::memory_order_relaxed)) return;
         shared.take_part(seen, thread);
-        fetch_expected(shared, seen, thread, fetched);
     }
 }
 
-void ThreadPool::fetch_expected(const Workers& shared, uint32_t job, int thread, Fetched& fetched) {
-    const char* const begin = expected_begin_.load(std::memory_order_relaxed);
-    if (!begin) return;
-    if (begin != fetched.begin) fetched = {begin, 0};
-    const size_t bytes = expected_bytes_.load(std::memory_order_relaxed), parts = shared.owned.size();
-    const char* const mine = begin + bytes / parts * static_cast<size_t>(thread);
-    for (size_t& at = fetched.bytes; at < std::min(bytes / parts, kFetchBytes); at += kFetchStep) {
-        if (shared.job.load(std::memory_order_relaxed) != job) return;
-        for (size_t line = at; line < at + kFetchStep; line += 64) __builtin_prefetch(mine + line, 0, 2);
-        relax();  // processors drop what is asked of them faster than memory answers
-    }
+void ThreadPool::expect(const std::array<Reads, kExpectedReads>& reads) {
+    for (size_t i = 0; i < reads.size(); i++)
+        for (size_t side = 0; side < reads[i].size(); side++) {
+            expected_.reads[i][side].begin.store(static_cast<const char*>(reads[i][side].begin), std::memory_order_relaxed);
+            expected_.reads[i][side].bytes.store(reads[i][side].bytes, std::memory_order_relaxed);
+        }
+    expected_.version.fetch_add(1, std::memory_order_release);
 }
 
 void ThreadPool::run_job(int64_t items, int64_t grain, const void* body, Call call) {
@@ -161,7 +216,8 @@ void ThreadPool::run_job(int64_t items, int64_t grain, const void* body, Call ca
     shared.job.store(job, std::memory_order_release);
     shared.job.notify_all();
     shared.take_part(job, 0);
-    for (uint32_t left; (left = shared.unfinished.load(std::memory_order_acquire)) != 0;) await_change(shared.unfinished, left);
+    for (uint32_t left; (left = shared.unfinished.load(std::memory_order_acquire)) != 0;) 
+        await_change(shared.unfinished, left, [&] { shared.callers.fetch(); });
 }
 
 }  // namespace cellmd

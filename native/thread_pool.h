@@ -9,6 +9,8 @@
 #include <thread>
 #include <vector>
 
+#include "reading.h"
+
 namespace cellmd {
 
 // A worker that has nothing to do watches for the next job for some tens of microseconds, the time between two operations
@@ -16,6 +18,8 @@ namespace cellmd {
 // the child starts workers of its own when it first needs them.
 class ThreadPool {
    public:
+    static constexpr size_t kExpectedReads = 2;  // one after the other
+
     explicit ThreadPool(int threads);
     ~ThreadPool();
     ThreadPool(const ThreadPool&) = delete;
@@ -34,30 +38,31 @@ class ThreadPool {
         });
     }
 
-    // Memory that a job after the next one is likely to begin with, such as the weights of the operation that came next the
-    // last time. While there is nothing else to do, each worker fetches the beginning of its own part of it.
-    void expect(const void* begin, size_t bytes) {
-        expected_begin_.store(static_cast<const char*>(begin), std::memory_order_relaxed);
-        expected_bytes_.store(bytes, std::memory_order_relaxed);
-    }
+    // Memory that the next jobs, or those after the next one, are likely to read: the weights of the operations that came
+    // next the last time, say. While it waits, each thread fetches the beginning of its own parts.
+    void expect(const std::array<Reads, kExpectedReads>& reads);
 
    private:
     using Call = void (*)(const void*, int64_t, int64_t, int);
     struct Workers;
-    struct Fetched {  // how far a worker has come with what is expected
-        const char* begin = nullptr;
-        size_t bytes = 0;
+    class Fetcher;
+    // Threads read it while it changes: what they fetch then may be worth nothing, but is harmless.
+    struct Expected {
+        struct Part {
+            std::atomic<const char*> begin{nullptr};
+            std::atomic<size_t> bytes{0};
+        };
+        std::atomic<uint32_t> version{0};
+        std::array<std::array<Part, 2>, kExpectedReads> reads;
     };
 
     void run_job(int64_t items, int64_t grain, const void* body, Call call);
     void start();
     void work(Workers& shared, int thread);
-    void fetch_expected(const Workers& shared, uint32_t job, int thread, Fetched& fetched);
 
     const int size_;
     uint32_t generation_of_process_ = 0;
-    std::atomic<const char*> expected_begin_{nullptr};
-    std::atomic<size_t> expected_bytes_{0};
+    Expected expected_;
     std::mutex one_job_;
     std::unique_ptr<Workers> workers_;
 };

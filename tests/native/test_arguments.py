@@ -31,7 +31,8 @@ def stored(m: int = 20, k: int = 40, coding: Coding | None = None) -> PackedTens
 
 
 def closed(ops: CpuOps, y: object, closing: object) -> object:
-    return ops.add_norm_gate_(ops.zeros((2, 40)), y, closing, 1e-6, ops.matrix(stored()), ops.zeros((2, 20)))
+    gate, projection = ops.matrix(stored()), ops.matrix(stored(40, 20))
+    return ops.add_norm_gated_linear_(ops.zeros((2, 40)), y, closing, 1e-6, gate, ops.zeros((2, 20)), projection)
 
 
 def parts(ops: CpuOps, x: object, weight: object, ids: list[int]) -> object:

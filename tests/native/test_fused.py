@@ -29,8 +29,8 @@ class Case:
     def floats(self, *shape: int) -> Tensor:
         return self.ops.floats(self._rng.standard_normal(shape, dtype=np.float32))
 
-    def matrices(self, codings: list[Coding]) -> list[Any]:
-        weights = (self._rng.standard_normal((72, D), dtype=np.float32) for _ in codings)
+    def matrices(self, codings: list[Coding], n_inputs: int = D) -> list[Any]:
+        weights = (self._rng.standard_normal((72, n_inputs), dtype=np.float32) for _ in codings)
         return [self.ops.matrix(encode("w", w, coding)) for w, coding in zip(weights, codings, strict=True)]
 
 
@@ -43,10 +43,11 @@ def products(ops: Any, case: Case) -> list[Tensor]:
 def gated(ops: Any, case: Case) -> list[Tensor]:
     x, y, closing, weight = case.floats(case.n, D), case.floats(case.n, D), case.floats(D), case.floats(D)
     gate, up, other = case.matrices([CODINGS[0], CODINGS[0], CODINGS[1]])
-    first = ops.add_norm_norm_geglu_(case.ops, x, y, closing, weight, 1e-6, gate, up)
-    second = ops.add_norm_norm_geglu_(case.ops, x, y, closing, weight, 1e-6, gate, other)
+    (down,) = case.matrices(CODINGS[:1], 72)
+    first = ops.add_norm_norm_ffn_(case.ops, x, y, closing, weight, 1e-6, gate, up, down)
+    second = ops.add_norm_norm_ffn_(case.ops, x, y, closing, weight, 1e-6, gate, other, down)
     wide = case.ops.columns(case.floats(case.n, 200), 48, 120)
-    return [first, second, ops.add_norm_gate_(case.ops, x, y, closing, 1e-6, gate, wide), x]
+    return [first, second, ops.add_norm_gated_linear_(case.ops, x, y, closing, 1e-6, gate, wide, down), x]
 
 
 def attention(ops: Any, case: Case) -> list[Tensor]:

@@ -258,10 +258,30 @@ class Ops(ABC):
         self.add_norm_(x, y, closing, eps)
         return self.norm_geglu(x, weight, eps, gate, up)
 
+    def add_norm_norm_ffn_(
+        self,
+        x: Tensor,
+        y: Tensor,
+        closing: Tensor,
+        weight: Tensor,
+        eps: float,
+        gate: Matrix,
+        up: Matrix,
+        down: Matrix,
+    ) -> Tensor:
+        """The closing of the block before, x += rms_norm(y, closing), and a gated layer of x, itself for a closing."""
+        return self.last_linear(self.add_norm_norm_geglu_(x, y, closing, weight, eps, gate, up), down)
+
     def add_norm_gate_(self, x: Tensor, y: Tensor, closing: Tensor, eps: float, gate: Matrix, up: Tensor) -> Tensor:
         """The closing of the block before, x += rms_norm(y, closing), and `geglu` of a product of x and of up."""
         self.add_norm_(x, y, closing, eps)
         return self.geglu(self.linear(x, gate), up)
+
+    def add_norm_gated_linear_(
+        self, x: Tensor, y: Tensor, closing: Tensor, eps: float, gate: Matrix, up: Tensor, projection: Matrix
+    ) -> Tensor:
+        """`add_norm_gate_`, and the product of it that ends the block (`last_linear`)."""
+        return self.last_linear(self.add_norm_gate_(x, y, closing, eps, gate, up), projection)
 
     def norm_add_embed(
         self,

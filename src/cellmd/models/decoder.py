@@ -262,13 +262,13 @@ class Decoder:
         of the layer before. Its own is left open for the next layer too, unless somebody observes."""
         ops, eps = self._ops, self._eps
         y = self._attended(block, self._projected(x, open_end, block, projections), rows)
-        gated = ops.add_norm_norm_geglu_(x, y, block.attention_norm, block.ffn_norm, eps, *block.gate_up)
-        y, norm = ops.last_linear(gated, block.down), block.ffn_out_norm
+        ffn = *block.gate_up, block.down
+        y, norm = ops.add_norm_norm_ffn_(x, y, block.attention_norm, block.ffn_norm, eps, *ffn), block.ffn_out_norm
         if block.per_layer is not None:
             rows.observe(block.input_name, own_input)
             gate_in, projection, own_norm = block.per_layer
-            gated = ops.add_norm_gate_(x, y, norm, eps, gate_in, own_input)
-            y, norm = ops.last_linear(gated, projection), own_norm
+            y = ops.add_norm_gated_linear_(x, y, norm, eps, gate_in, own_input, projection)
+            norm = own_norm
         end = _OpenEnd(y, norm, block.scale)
         if rows.observe is ignore:
             return end

@@ -150,7 +150,7 @@ class CpuOps(Ops):
         return results
 
     def norm_geglu(self, x: Tensor, weight: Tensor, eps: float, gate: Matrix, up: Matrix) -> Tensor:
-        return self._native.gated_linear(x, None, None, weight, eps, gate, up)
+        return self._native.gated_linear(x, weight, eps, gate, up)
 
     def norm_logits(self, x: Tensor, weight: Tensor, eps: float, head: Matrix, cap: float) -> Tensor:
         return self._native.linears(x, None, None, 1.0, weight, eps, (head,), cap)[0]
@@ -168,13 +168,23 @@ class CpuOps(Ops):
         results: tuple[Tensor, ...] = self._native.linears(x, y, closing, scale, weight, eps, matrices, 0.0)
         return results
 
-    def add_norm_norm_geglu_(
-        self, x: Tensor, y: Tensor, closing: Tensor, weight: Tensor, eps: float, gate: Matrix, up: Matrix
+    def add_norm_norm_ffn_(
+        self,
+        x: Tensor,
+        y: Tensor,
+        closing: Tensor,
+        weight: Tensor,
+        eps: float,
+        gate: Matrix,
+        up: Matrix,
+        down: Matrix,
     ) -> Tensor:
-        return self._native.gated_linear(x, y, closing, weight, eps, gate, up)
+        return self._native.gated_layer(x, y, closing, weight, eps, gate, up, down)
 
-    def add_norm_gate_(self, x: Tensor, y: Tensor, closing: Tensor, eps: float, gate: Matrix, up: Tensor) -> Tensor:
-        return self._native.gated_by(x, y, closing, eps, gate, up)
+    def add_norm_gated_linear_(
+        self, x: Tensor, y: Tensor, closing: Tensor, eps: float, gate: Matrix, up: Tensor, projection: Matrix
+    ) -> Tensor:
+        return self._native.gated_by(x, y, closing, eps, gate, up, projection)
 
     def norm_add_embed(
         self,
