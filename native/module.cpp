@@ -304,6 +304,12 @@ void bind_rows(nb::class_<Context>& c) {
               return gated_linear(self, rows_of(x, y, closing, 1.0f, weight, eps), gate, up);
           },
           "x"_a, "y"_a.none(), "closing"_a.none(), "norm_weight"_a.none(), "eps"_a, "gate"_a, "up"_a);
+    c.def("gated_layer",
+          [](Context& self, const Tensor& x, const Tensor& y, const Tensor& closing, const Tensor& weight, float eps,
+             const Matrix& gate, const Matrix& up, const Matrix& down) {
+              const nb::gil_scoped_release unlocked;
+              return gated_layer(self, rows_of(x, &y, &closing, 1.0f, &weight, eps), gate, up, down);
+          });
     c.def("gated_by",
           [](Context& self, const Tensor& x, const Tensor& y, const Tensor& closing, float eps, const Matrix& gate,
              const Tensor& up) {

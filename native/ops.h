@@ -35,6 +35,8 @@ struct Rows {
 std::vector<Tensor> linears(Context&, const Rows&, std::span<const Matrix* const>, float cap = 0.0f);
 // gelu(gate) * up of the products with two matrices.
 Tensor gated_linear(Context&, const Rows&, const Matrix& gate, const Matrix& up);
+// The product of that with a third.
+Tensor gated_layer(Context&, const Rows&, const Matrix& gate, const Matrix& up, const Matrix& down);
 
 // ---- ops_rows.cpp ----
 Tensor embed(Context&, const Matrix& table, const Tensor& ids, float scale, int64_t start, int64_t stop);

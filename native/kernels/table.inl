@@ -25,6 +25,7 @@ constexpr KernelTable table_named(const char* name) {
             .gemm_int4 = gemm_tile16<true>,
             .gemm_int8 = gemm_tile16<false>,
             .gemm_int4_geglu = gemm_int4_geglu,
+            .gemm_int4_geglu_codes = gemm_int4_geglu_codes,
             .gemm_row_int4 = gemm_row<true>,
             .gemm_row_int8 = gemm_row<false>,
             .gemm_float = gemm_float,

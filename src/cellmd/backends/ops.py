@@ -255,6 +255,20 @@ class Ops(ABC):
         self.add_norm_(x, y, closing, eps)
         return self.norm_geglu(x, weight, eps, gate, up)
 
+    def add_norm_norm_ffn_(
+        self,
+        x: Tensor,
+        y: Tensor,
+        closing: Tensor,
+        weight: Tensor,
+        eps: float,
+        gate: Matrix,
+        up: Matrix,
+        down: Matrix,
+    ) -> Tensor:
+        """The closing of the block before, x += rms_norm(y, closing), and a gated layer of x, itself for a closing."""
+        return self.last_linear(self.add_norm_norm_geglu_(x, y, closing, weight, eps, gate, up), down)
+
     def add_norm_gate_(self, x: Tensor, y: Tensor, closing: Tensor, eps: float, gate: Matrix, up: Tensor) -> Tensor:
         """The closing of the block before, x += rms_norm(y, closing), and `geglu` of a product of x and of up."""
         self.add_norm_(x, y, closing, eps)

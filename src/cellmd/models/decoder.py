@@ -262,8 +262,8 @@ class Decoder:
         of the layer before. Its own is left open for the next layer too, unless somebody observes."""
         ops, eps = self._ops, self._eps
         y = self._attended(block, self._projected(x, open_end, block, projections), rows)
-        gated = ops.add_norm_norm_geglu_(x, y, block.attention_norm, block.ffn_norm, eps, *block.gate_up)
-        y, norm = ops.last_linear(gated, block.down), block.ffn_out_norm
+        ffn = *block.gate_up, block.down
+        y, norm = ops.add_norm_norm_ffn_(x, y, block.attention_norm, block.ffn_norm, eps, *ffn), block.ffn_out_norm
         if block.per_layer is not None:
             rows.observe(block.input_name, own_input)
             gate_in, projection, own_norm = block.per_layer

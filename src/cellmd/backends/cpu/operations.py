@@ -168,10 +168,18 @@ class CpuOps(Ops):
         results: tuple[Tensor, ...] = self._native.linears(x, y, closing, scale, weight, eps, matrices, 0.0)
         return results
 
-    def add_norm_norm_geglu_(
-        self, x: Tensor, y: Tensor, closing: Tensor, weight: Tensor, eps: float, gate: Matrix, up: Matrix
+    def add_norm_norm_ffn_(
+        self,
+        x: Tensor,
+        y: Tensor,
+        closing: Tensor,
+        weight: Tensor,
+        eps: float,
+        gate: Matrix,
+        up: Matrix,
+        down: Matrix,
     ) -> Tensor:
-        return self._native.gated_linear(x, y, closing, weight, eps, gate, up)
+        return self._native.gated_layer(x, y, closing, weight, eps, gate, up, down)
 
     def add_norm_gate_(self, x: Tensor, y: Tensor, closing: Tensor, eps: float, gate: Matrix, up: Tensor) -> Tensor:
         return self._native.gated_by(x, y, closing, eps, gate, up)
