@@ -19,6 +19,7 @@ constexpr int kTileRows = 16;
 constexpr int kRowChunkBytes = 64;  // a step of a kernel on weights in row layout
 constexpr int kKeyBlock = 64;       // keys of a block of attention; blocks begin at multiples of it in a sequence
 constexpr int kTilesOfScratch = 16; // tiles that a product may have at work at a time
+constexpr int kGatedTiles = kTilesOfScratch / 2;  // and of each of two matrices
 constexpr int kMaxQueryRows = 8;
 constexpr int kMaxMerged = 64;
 constexpr int kMaxCandidates = 16;  // scales that are tried for a group
@@ -31,11 +32,9 @@ constexpr int kLargestBlock = 64;   // numbers of which the largest is looked fo
 //   scales [groups][rows]
 //   sums   [groups][rows]           kSumFactor times the sums of the codes: what products begin with whose weights are 8 too large
 constexpr int kSumFactor = -8;
-struct QuantiseArgs {
-    const float* x;
-    size_t row_stride;
+struct QuantisedRows {
     int rows, k, group;
-    float low, high;  // x is clipped to these first
+    float low, high;  // numbers are clipped to these first
     int8_t* codes;
     float* scales;
     int32_t* sums;
@@ -179,7 +178,7 @@ struct KernelTable {
     int query_rows;
 
     // ---- products (kernels/quantise.inl, gemm_tile16.inl, gemv_tile16.inl, gemm_row.inl, gemm_float.inl) ----
-    void (*quantise)(const QuantiseArgs&);
+    void (*quantise)(const float* x, size_t row_stride, const QuantisedRows& block);
     void (*quantise_lanes)(const QuantiseLanesArgs&);
     // Floats of scratch that products with a matrix, or two of its shape, need; 64-byte aligned.
     size_t (*gemm_scratch)(const IntMatrix&);
@@ -195,6 +194,10 @@ struct KernelTable {
     void (*gemv_int8)(const IntMatrix&, const IntProduct&, int begin, int end);
     // Tiles begin..end-1 of both matrices, whose scales are of one type.
     void (*gemv_int4_geglu)(const IntMatrix& gate, const IntMatrix& up, const IntProduct&, int begin, int end);
+    // The same as the activations of another product, in the places of n columns: `to` has product's rows, its group divides
+    // kGatedTiles tiles, and begin is a multiple of those.
+    void (*gemm_int4_geglu_codes)(const IntMatrix& gate, const IntMatrix& up, const IntProduct&, const QuantisedRows& to,
+                                  int begin, int end, float* scratch);
     // Rows begin..end-1 of weights in row layout; codes, scales and sums of `product` as quantise_lanes leaves them.
     void (*gemm_row_int4)(const IntMatrix&, const IntProduct&, int begin, int end);
     void (*gemm_row_int8)(const IntMatrix&, const IntProduct&, int begin, int end);
@@ -231,7 +234,8 @@ struct KernelTable {
     double (*exp_sum)(const float* x, int n, float largest);
 
     // ---- attention (kernels/attention.inl) ----
-    void (*attend)(AttendArgs&);
+    // Into `weighted`, or, unless sums is null, joined with what the rows have in sums so far: as `merge` would do it, to the bit.
+    void (*attend)(AttendArgs&, const AttendSums* sums);
     // Blocks' parts (AttendArgs' results) of some rows (at most kMaxQueryRows) into what those rows have so far, in order:
     // `blocks` (at most kMaxMerged) parts, each of whose numbers lie `stride` floats after those of the one before.
     void (*merge)(int rows, int width, const AttendSums& sums, const AttendSums& first, int blocks, size_t stride);

@@ -117,32 +117,30 @@ bool set_group(const Item& item, int64_t g, int size, int64_t block, AttendArgs&
     return args.first < args.last;
 }
 
-void finish(const Query& query, const float* weighted, float total, int head_dim) {
-    const float inverse = 1.0f / total;
-    for (int d = 0; d < head_dim; d++) query.out[d] = weighted[d] * inverse;
+void finish(const KernelTable& kernels, const Item& item, const AttendSums& sums, int head_dim) {
+    for (size_t i = 0; i < item.queries.size(); i++)
+        kernels.affine(sums.weighted + i * static_cast<size_t>(item.source.width()), nullptr, 1.0f / sums.total[i], nullptr, 0.0f,
+                       head_dim, item.queries[i].out);
 }
 
 // One item, all its blocks.
 void attend_item(const KernelTable& kernels, const Item& item, int head_dim) {
-    const int64_t rows = static_cast<int64_t>(item.queries.size());
     const int width = item.source.width(), size = group_size(kernels, item);
-    const size_t part = static_cast<size_t>(kMaxQueryRows * width);
+    const int64_t groups = (static_cast<int64_t>(item.queries.size()) + size - 1) / size;
     AttendArgs args{};
     args.head_dim = head_dim;
     args.width = width;
-    args.weighted = scratch(part + sums_floats(rows, width));
-    const AttendSums sums = new_sums(args.weighted + part, rows, width);
+    const AttendSums sums = new_sums(scratch(sums_floats(groups * size, width)), groups * size, width);
     for (int64_t block = item.first_block(); block < item.last_block(); block++) {
         item.source.block(block * kKeyBlock, args);
-        for (int64_t first = 0; first < rows; first += size) {
-            if (!set_group(item, first / size, size, block, args)) continue;
-            kernels.attend(args);
+        for (int64_t g = 0; g < groups; g++) {
+            if (!set_group(item, g, size, block, args)) continue;
+            const AttendSums of_group = from_row(sums, g * size, width);
+            kernels.attend(args, &of_group);
             args.from_memory = false;
-            kernels.merge(static_cast<int>(std::min<int64_t>(size, rows - first)), width, from_row(sums, first, width),
-                          {args.largest, args.total, args.weighted}, 1, 0);
         }
     }
-    for (int64_t i = 0; i < rows; i++) finish(item.queries[static_cast<size_t>(i)], sums.weighted + i * width, sums.total[i], head_dim);
+    finish(kernels, item, sums, head_dim);
 }
 
 // One item of a single group of queries, its blocks shared out in waves.
@@ -167,7 +165,7 @@ void attend_shared(Context& context, const Item& item, int head_dim) {
                 item.source.block((begin + b) * kKeyBlock, args);
                 float* ends = parts.row(b) + size * width;
                 if (set_group(item, 0, size, begin + b, args)) {
-                    kernels.attend(args);
+                    kernels.attend(args, nullptr);
                     std::copy_n(args.largest, size, ends);
                     std::copy_n(args.total, size, ends + size);
                 } else {
@@ -182,17 +180,16 @@ void attend_shared(Context& context, const Item& item, int head_dim) {
                           static_cast<size_t>(stride));
         });
     }
-    for (int64_t i = 0; i < rows; i++) finish(item.queries[static_cast<size_t>(i)], sums.weighted + i * width, sums.total[i], head_dim);
+    finish(kernels, item, sums, head_dim);
 }
 
-void attend_all(Context& context, const std::vector<Item>& items, int head_dim) {
-    double work = 0.0;
-    for (const Item& item : items)
-        work += static_cast<double>(item.queries.size()) * static_cast<double>(item.last_block() - item.first_block());
-    const int64_t n = static_cast<int64_t>(items.size());
+// item(i) of n items, whose queries see `blocks` blocks of keys together.
+template <typename ItemAt>
+void attend_all(Context& context, int64_t n, int64_t blocks, int head_dim, const ItemAt& item) {
+    const double cost = static_cast<double>(blocks) / static_cast<double>(n) * kKeyBlock * head_dim / 8.0;
     // Neighbouring items see about as many keys; taking them from both ends in turn gives each thread its share of both.
-    context.parallel(n, work / static_cast<double>(n) * kKeyBlock * head_dim / 8.0, [&](int64_t begin, int64_t end, int) {
-        for (int64_t i = begin; i < end; i++) attend_item(context.kernels, items[static_cast<size_t>(i % 2 ? n - 1 - i / 2 : i / 2)], head_dim);
+    context.parallel(n, cost, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; i++) attend_item(context.kernels, item(i % 2 ? n - 1 - i / 2 : i / 2), head_dim);
     });
 }
 
@@ -214,33 +211,43 @@ Tensor attention(Context& context, const Tensor& q, const Cache& cache, const Te
     const int head_dim = cache.head_dim();
     Tensor out(*context.memory, ElementType::Float, q.shape());
     if (n == 0) return out;
-    const auto query_at = [&](int64_t row, int64_t head) {
+    // The positions that a row sees.
+    const auto seen_by = [&](int64_t row) {
         const int64_t position = positions.ints()[row];
-        // A cache that is smaller than the window holds every position or has lost some that are seen.
-        require((0 < window && window <= cache.capacity()) || position < cache.capacity(), "position ", position,
-                " with a window of ", window, " in a cache of ", cache.capacity());
-        return Query{q.row(row) + head * head_dim, out.row(row) + head * head_dim,
-                     window ? std::max<int64_t>(0, position - window + 1) : 0, position + 1};
+        return std::pair(window ? std::max<int64_t>(0, position - window + 1) : 0, position + 1);
     };
     // Few rows, many threads: blocks of keys are shared out instead of items.
     const bool share = context.threads() > 1 && n * cache.heads() < 2 * context.threads() && readers <= context.kernels.query_rows;
     const int64_t rows_of_item = share ? 1 : std::max<int64_t>(1, kItemRows / readers);
-    std::vector<Item> items;
-    for (int64_t row = 0; row < n;) {
-        int64_t end = row + 1;
-        while (end < n && end < row + rows_of_item && slots.ints()[end] == slots.ints()[row]) end++;
-        for (int kv = 0; kv < cache.heads(); kv++) {
-            Item item(Source(cache, slots.ints()[row], kv));
-            for (int64_t i = row; i < end; i++)
-                for (int64_t h = 0; h < readers; h++) item.add(query_at(i, kv * readers + h));
-            items.push_back(std::move(item));
-        }
-        row = end;
+    std::vector<std::pair<int64_t, int64_t>> stretches;  // rows of one sequence
+    int64_t blocks = 0;
+    for (int64_t row = 0; row < n; row++) {
+        const auto [from, to] = seen_by(row);
+        // A cache that is smaller than the window holds every position or has lost some that are seen.
+        require((0 < window && window <= cache.capacity()) || to <= cache.capacity(), "position ", to - 1, " with a window of ",
+                window, " in a cache of ", cache.capacity());
+        blocks += heads * ((to - 1) / kKeyBlock - from / kKeyBlock + 1);
+        if (stretches.empty() || row - stretches.back().first == rows_of_item || slots.ints()[row] != slots.ints()[row - 1])
+            stretches.emplace_back(row, row);
+        stretches.back().second = row + 1;
     }
+    const auto item_at = [&](int64_t i) {
+        const auto [begin, end] = stretches[static_cast<size_t>(i / cache.heads())];
+        const int64_t first_head = i % cache.heads() * readers;
+        Item item(Source(cache, slots.ints()[begin], static_cast<int>(i % cache.heads())));
+        item.queries.reserve(static_cast<size_t>((end - begin) * readers));
+        for (int64_t row = begin; row < end; row++) {
+            const auto [from, to] = seen_by(row);
+            for (int64_t h = first_head; h < first_head + readers; h++)
+                item.add({q.row(row) + h * head_dim, out.row(row) + h * head_dim, from, to});
+        }
+        return item;
+    };
+    const int64_t items = static_cast<int64_t>(stretches.size()) * cache.heads();
     if (share)
-        for (const Item& item : items) attend_shared(context, item, head_dim);
+        for (int64_t i = 0; i < items; i++) attend_shared(context, item_at(i), head_dim);
     else
-        attend_all(context, items, head_dim);
+        attend_all(context, items, blocks, head_dim, item_at);
     return out;
 }
 
@@ -319,15 +326,14 @@ Tensor attention_bidirectional(Context& context, const Tensor& q, const Tensor& 
             }
         }
     });
-    std::vector<Item> items;
-    for (int64_t head = 0; head < heads; head++)
-        for (int64_t row = 0; row < n; row += kItemRows) {
-            Item item(Source(keys.row(head), values.row(head), width));
-            for (int64_t i = row; i < std::min(n, row + kItemRows); i++)
-                item.add({q.row(i) + head * head_dim, out.row(i) + head * head_dim, 0, n});
-            items.push_back(std::move(item));
-        }
-    attend_all(context, items, head_dim);
+    const int64_t of_head = (n + kItemRows - 1) / kItemRows;
+    attend_all(context, heads * of_head, n * heads * blocks, head_dim, [&](int64_t i) {
+        const int64_t head = i / of_head, first = i % of_head * kItemRows;
+        Item item(Source(keys.row(head), values.row(head), width));
+        for (int64_t row = first; row < std::min(n, first + kItemRows); row++)
+            item.add({q.row(row) + head * head_dim, out.row(row) + head * head_dim, 0, n});
+        return item;
+    });
     return out;
 }
 

@@ -40,6 +40,26 @@ struct Prepared {
     float* floats;
 };
 
+QuantisedRows quantised_rows(const Prepared& p, int64_t first, int rows, int k) {
+    return {.rows = rows, .k = k, .group = p.form.group, .low = p.form.low, .high = p.form.high,
+            .codes = p.codes + first * p.code_stride, .scales = p.scales + first * p.scale_stride,
+            .sums = p.sums + first * p.scale_stride};
+}
+
+// Room for `rows` activations of k numbers as a tiled matrix wants them.
+Prepared room_for_codes(Context& context, const Form& form, int64_t rows, int64_t code_stride, int64_t scale_stride) {
+    const auto align = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
+    const int64_t code_bytes = align(rows * code_stride), scale_bytes = align(rows * scale_stride * 4);
+    const BlockRef memory = context.memory->take(static_cast<size_t>(code_bytes + 2 * scale_bytes));
+    return {.form = form, .memory = memory, .code_stride = code_stride, .scale_stride = scale_stride,
+            .codes = reinterpret_cast<int8_t*>(memory.data()), .scales = reinterpret_cast<float*>(memory.data() + code_bytes),
+            .sums = reinterpret_cast<int32_t*>(memory.data() + code_bytes + scale_bytes), .floats = nullptr};
+}
+Prepared room_for_tiled(Context& context, const Form& form, int64_t rows, int64_t k) {
+    const int64_t columns = context.kernels.code_columns;
+    return room_for_codes(context, form, rows, (k + columns - 1) / columns * columns, (k + form.group - 1) / form.group);
+}
+
 class Inputs {
    public:
     Inputs(Context& context, const Rows& input) : context_(context), x_(input.x), closing_(input.closing), norm_(input.norm) {
@@ -70,36 +90,19 @@ class Inputs {
 
    private:
     Prepared room_for(const Form& form) {
-        const int64_t rows = x_.size(0), k = x_.size(1), columns = context_.kernels.code_columns;
-        const auto align = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
+        const int64_t rows = x_.size(0), k = x_.size(1);
+        switch (form.kind) {
+            case Form::Kind::Tiled: return room_for_tiled(context_, form, rows, k);
+            case Form::Kind::Int4Rows: return room_for_codes(context_, form, rows, (k + 127) / 128 * 128, (k + 127) / 128 * 16);
+            case Form::Kind::Int8Rows: return room_for_codes(context_, form, rows, (k + 63) / 64 * 64, (k + 63) / 64 * 16);
+            case Form::Kind::Float: break;
+        }
         Prepared p{.form = form, .memory = {}, .code_stride = 0, .scale_stride = 0, .codes = nullptr, .scales = nullptr,
                    .sums = nullptr, .floats = nullptr};
-        switch (form.kind) {
-            case Form::Kind::Tiled:
-                p.code_stride = (k + columns - 1) / columns * columns;
-                p.scale_stride = (k + form.group - 1) / form.group;
-                break;
-            case Form::Kind::Int4Rows:
-                p.code_stride = (k + 127) / 128 * 128;
-                p.scale_stride = p.code_stride / 8;
-                break;
-            case Form::Kind::Int8Rows:
-                p.code_stride = (k + 63) / 64 * 64;
-                p.scale_stride = p.code_stride / 4;
-                break;
-            case Form::Kind::Float:
-                if (!norm_ && form.low == -std::numeric_limits<float>::infinity() &&
-                    form.high == std::numeric_limits<float>::infinity())
-                    return p;  // x itself will do
-                p.memory = context_.memory->take(static_cast<size_t>(rows * k) * sizeof(float));
-                p.floats = reinterpret_cast<float*>(p.memory.data());
-                return p;
-        }
-        const int64_t code_bytes = align(rows * p.code_stride), scale_bytes = align(rows * p.scale_stride * 4);
-        p.memory = context_.memory->take(static_cast<size_t>(code_bytes + 2 * scale_bytes));
-        p.codes = reinterpret_cast<int8_t*>(p.memory.data());
-        p.scales = reinterpret_cast<float*>(p.memory.data() + code_bytes);
-        p.sums = reinterpret_cast<int32_t*>(p.memory.data() + code_bytes + scale_bytes);
+        constexpr float kInfinity = std::numeric_limits<float>::infinity();
+        if (!norm_ && form.low == -kInfinity && form.high == kInfinity) return p;  // x itself will do
+        p.memory = context_.memory->take(static_cast<size_t>(rows * k) * sizeof(float));
+        p.floats = reinterpret_cast<float*>(p.memory.data());
         return p;
     }
 
@@ -122,9 +125,7 @@ class Inputs {
         }
         for (const Prepared& p : prepared_) {
             if (p.form.kind == Form::Kind::Tiled) {
-                kernels.quantise({.x = x, .row_stride = stride, .rows = rows, .k = k, .group = p.form.group, .low = p.form.low,
-                                  .high = p.form.high, .codes = p.codes + first * p.code_stride,
-                                  .scales = p.scales + first * p.scale_stride, .sums = p.sums + first * p.scale_stride});
+                kernels.quantise(x, stride, quantised_rows(p, first, rows, k));
                 continue;
             }
             for (int i = 0; i < rows; i++) {
@@ -214,9 +215,9 @@ Reads halves_of(const Matrix& m) {
     return {Stretch{all.begin, first}, {static_cast<const std::byte*>(all.begin) + first, all.bytes - first}};
 }
 
-double unit_cost(const Tensor& x, const Matrix& m) {
+double unit_cost(int64_t rows, const Matrix& m) {
     const double per_row = m.kind() == Matrix::Kind::Float ? 16.0 : m.tiled() ? 64.0 : 24.0;
-    return static_cast<double>(x.size(0)) * static_cast<double>(m.k()) * 2.0 * kTileRows / per_row;
+    return static_cast<double>(rows) * static_cast<double>(m.k()) * 2.0 * kTileRows / per_row;
 }
 
 }  // namespace
@@ -237,7 +238,7 @@ std::vector<Tensor> linears(Context& context, const Rows& input, std::span<const
         jobs.push_back({m, inputs.add(*m), units, units_of(*m)});
         outputs.emplace_back(*context.memory, std::initializer_list<int64_t>{x.size(0), m->n()});
         units += jobs.back().units;
-        cost = std::max(cost, unit_cost(x, *m));
+        cost = std::max(cost, unit_cost(x.size(0), *m));
     }
     if (!matrices.empty() && in_halves(*matrices.front(), x))
         context.reads_once(matrices.front()->reading(), halves_of(*matrices.front()));
@@ -258,12 +259,21 @@ Tensor linear(Context& context, const Tensor& x, const Matrix& matrix) {
     return std::move(linears(context, {x, std::nullopt, std::nullopt}, one).front());
 }
 
-Tensor gated_linear(Context& context, const Rows& input, const Matrix& gate, const Matrix& up) {
-    const Tensor& x = input.x;
+namespace {
+
+// Whether kernels can multiply by both at once; they must have as many outputs.
+bool go_together(const Matrix& gate, const Matrix& up) {
     require(gate.n() == up.n(), "a gate of ", gate.n(), " outputs and ", up.n(), " to be gated");
     const auto scales_of = [](const Matrix& m) { return std::pair(m.integers().scale_type, m.integers().scale_groups); };
-    const bool both_int4 = gate.kind() == Matrix::Kind::Int4Tiled && up.kind() == Matrix::Kind::Int4Tiled;
-    if (!both_int4 || !(form_of(gate) == form_of(up)) || scales_of(gate) != scales_of(up)) {
+    return gate.kind() == Matrix::Kind::Int4Tiled && up.kind() == gate.kind() && form_of(gate) == form_of(up) &&
+           scales_of(gate) == scales_of(up);
+}
+
+}  // namespace
+
+Tensor gated_linear(Context& context, const Rows& input, const Matrix& gate, const Matrix& up) {
+    const Tensor& x = input.x;
+    if (!go_together(gate, up)) {
         const Matrix* const both[] = {&gate, &up};
         const std::vector<Tensor> products = linears(context, input, both);
         return geglu(context, products[0], products[1]);
@@ -274,7 +284,7 @@ Tensor gated_linear(Context& context, const Rows& input, const Matrix& gate, con
     if (in_halves(gate, x)) context.reads_once(gate.reading(), {gate.codes(), up.codes()});
     inputs.prepare();
     const IntProduct product = product_of(prepared, static_cast<int>(x.size(0)), out);
-    context.parallel(x.size(0) ? tiles_of(gate) : 0, unit_cost(x, gate), [&](int64_t begin, int64_t end, int) {
+    context.parallel(x.size(0) ? tiles_of(gate) : 0, unit_cost(x.size(0), gate), [&](int64_t begin, int64_t end, int) {
         const auto first = static_cast<int>(begin), last = static_cast<int>(end);
         const IntMatrix &g = gate.integers(), &u = up.integers();
         if (in_halves(gate, x))
@@ -286,7 +296,29 @@ Tensor gated_linear(Context& context, const Rows& input, const Matrix& gate, con
 }
 
 Tensor gated_layer(Context& context, const Rows& input, const Matrix& gate, const Matrix& up, const Matrix& down) {
-    return linear(context, gated_linear(context, input, gate, up), down);
+    const Tensor& x = input.x;
+    require(down.k() == gate.n(), "a matrix of ", down.k(), " inputs after a gate of ", gate.n(), " outputs");
+    const bool gated_in_codes = x.size(0) > 1 && go_together(gate, up) && down.tiled() &&
+                                kGatedTiles * kTileRows % down.integers().group == 0;
+    if (!gated_in_codes) return linear(context, gated_linear(context, input, gate, up), down);
+    const int64_t rows = x.size(0);
+    Inputs inputs(context, input);
+    const Prepared& prepared = (static_cast<void>(inputs.add(gate)), inputs.add(up), inputs[0]);
+    const Prepared gated = room_for_tiled(context, form_of(down), rows, down.k());
+    const QuantisedRows to = quantised_rows(gated, 0, static_cast<int>(rows), down.k());
+    const IntProduct product{.codes = prepared.codes, .scales = prepared.scales, .sums = prepared.sums,
+                             .rows = static_cast<int>(rows), .out = nullptr, .out_stride = 0};
+    inputs.prepare();
+    const int64_t tiles = tiles_of(gate);
+    context.parallel((tiles + kGatedTiles - 1) / kGatedTiles, kGatedTiles * unit_cost(rows, gate), [&](int64_t begin, int64_t end, int) {
+        context.kernels.gemm_int4_geglu_codes(gate.integers(), up.integers(), product, to, static_cast<int>(begin * kGatedTiles),
+                                              static_cast<int>(std::min(end * kGatedTiles, tiles)), scratch_of(context.kernels, gate));
+    });
+    Tensor out(*context.memory, {rows, down.n()});
+    context.parallel(units_of(down), unit_cost(rows, down), [&](int64_t begin, int64_t end, int) {
+        multiply(context.kernels, down, x, gated, out, begin, end, 0.0f);
+    }, kTilesOfScratch / kUnit);
+    return out;
 }
 
 }  // namespace cellmd

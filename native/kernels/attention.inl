@@ -57,32 +57,83 @@ CELLMD_INLINE void score_keys(const AttendArgs& a, int key, float* scores) {
     });
 }
 
-// Scores of one row to weights e^(score - largest), 0 where not seen; their sum and the largest.
-CELLMD_INLINE void weigh(AttendArgs& a, int row, int begin, int end, float* scores) {
-    Vf top = vset(-infinity());
-    for (int key = begin; key < end; key += 16) {
-        const int from = clip(a.from[row] - key, 0, 16), to = clip(a.to[row] - key, 0, 16);
-        Vf s = vload(scores + key);
-        if (from > 0 || to < 16) {
-            s = vlanes_between(s, from, to, -infinity());
-            vstore(scores + key, s);
-        }
-        top = vmax(top, s);
-    }
+// The largest score of one row among kVectors * 16 from the key `begin` on; scores of keys that are not seen become -inf.
+template <int kVectors>
+CELLMD_INLINE void find_largest(AttendArgs& a, int row, int begin, float* scores) {
+    const int from = a.from[row] - begin, to = a.to[row] - begin;
+    Vf s[kVectors];
+    repeat<kVectors>([&](auto v) CELLMD_ALWAYS { s[v] = vload(scores + 16 * v); });
+    if (from > 0 || to < 16 * kVectors)
+        repeat<kVectors>([&](auto v) CELLMD_ALWAYS {
+            s[v] = vlanes_between(s[v], clip(from - 16 * v, 0, 16), clip(to - 16 * v, 0, 16), -infinity());
+            vstore(scores + 16 * v, s[v]);
+        });
+    Vf top = s[0];
+    repeat_from<1, kVectors>([&](auto v) CELLMD_ALWAYS { top = vmax(top, s[v]); });
     a.largest[row] = vlargest(top);
+}
+
+// These scores as weights e^(score - largest), 0 where not seen, and their sum.
+template <int kVectors>
+CELLMD_INLINE void weigh(AttendArgs& a, int row, int begin, float* scores) {
     const Vf largest = vset(a.largest[row]);
+    const bool seen = a.to[row] > a.from[row];
     Vf total = vzero();
-    for (int key = begin; key < end; key += 16) {
-        const Vf weight = a.to[row] > a.from[row] ? vexp(vload(scores + key) - largest) : vzero();
+    repeat<kVectors>([&](auto v) CELLMD_ALWAYS {
+        const Vf weight = seen ? vexp(vload(scores + 16 * v) - largest) : vzero();
         total = total + weight;
-        vstore(scores + key, a.value_scales ? weight * vload(a.value_scales + key) : weight);
-    }
+        vstore(scores + 16 * v, a.value_scales ? weight * vload(a.value_scales + begin + 16 * v) : weight);
+    });
     a.total[row] = vsum(total);
 }
 
+// All rows one step after the other: each step waits long for itself, and not for other rows.
+template <int kRows, int kVectors>
+static void weigh_rows(AttendArgs& a, int begin, float* scores) {
+    for (int row = 0; row < kRows; row++) find_largest<kVectors>(a, row, begin, scores + row * kKeyBlock + begin);
+    for (int row = 0; row < kRows; row++) weigh<kVectors>(a, row, begin, scores + row * kKeyBlock + begin);
+}
+
+// The largest scores and totals of rows, joined with those of a block: what the rows have counts `keep` times from then on,
+// what the block adds `add` times.
+CELLMD_INLINE void join(Vf& largest, Vf& total, Vf largest_added, Vf total_added, Vf& keep, Vf& add) {
+    const Vf both = vmax(largest_added, largest);
+    // Where nothing has been seen at all, any finite number serves: both factors become 0.
+    const Vf top = vmax(vset(-3e38f), both);
+    keep = vexp(largest - top);
+    add = vexp(largest_added - top);
+    total = vfma(total_added, add, total * keep);
+    largest = both;
+}
+CELLMD_INLINE Vf largest_of(const float* largest, int rows) {
+    return vlanes_between(vload_first(largest, rows), 0, rows, -infinity());
+}
+
+// What becomes of the weighted values of a block: they are left, or joined with what the rows have.
+struct Leave {
+    CELLMD_INLINE explicit Leave(const AttendArgs& a) : to(a.weighted) {}
+    CELLMD_INLINE void store(size_t at, int, Vf sum) const { vstore(to + at, sum); }
+    float* to;
+};
+struct Join {
+    CELLMD_INLINE Join(const AttendArgs& a, const AttendSums& sums) : to(sums.weighted) {
+        Vf largest = largest_of(sums.largest, a.rows), total = vload_first(sums.total, a.rows), k, m;
+        join(largest, total, largest_of(a.largest, a.rows), vload_first(a.total, a.rows), k, m);
+        vstore_first(sums.largest, largest, a.rows);
+        vstore_first(sums.total, total, a.rows);
+        vstore(keep, k);
+        vstore(add, m);
+    }
+    CELLMD_INLINE void store(size_t at, int row, Vf sum) const {
+        vstore(to + at, vfma(sum, vset(add[row]), vload(to + at) * vset(keep[row])));
+    }
+    float* to;
+    alignas(64) float keep[16], add[16];
+};
+
 // weighted[row][channel] of kVectors * 16 channels beginning at `channel`.
-template <CacheType kType, int kRows, int kVectors>
-CELLMD_INLINE void weigh_values(const AttendArgs& a, int channel, const float* weights) {
+template <CacheType kType, int kRows, int kVectors, typename Result>
+CELLMD_INLINE void weigh_values(const AttendArgs& a, int channel, const float* weights, const Result& result) {
     Vf sums[kRows][kVectors];
     repeat<kRows>([&](auto r) CELLMD_ALWAYS { repeat<kVectors>([&](auto v) CELLMD_ALWAYS { sums[r][v] = vzero(); }); });
     // What memory would have no work for else: the keys of the next block.
@@ -100,39 +151,48 @@ CELLMD_INLINE void weigh_values(const AttendArgs& a, int channel, const float* w
         });
     }
     repeat<kRows>([&](auto r) CELLMD_ALWAYS {
-        repeat<kVectors>([&](auto v) CELLMD_ALWAYS { vstore(a.weighted + r * a.width + channel + 16 * v, sums[r][v]); });
+        repeat<kVectors>([&](auto v) CELLMD_ALWAYS { result.store(r * a.width + channel + 16 * v, r, sums[r][v]); });
     });
 }
 
+// sums: null if the results are left in `a`.
 template <CacheType kType, int kRows>
-static void attend_block(AttendArgs& a) {
+static void attend_block(AttendArgs& a, const AttendSums* sums) {
     alignas(64) float scores[kRows * kKeyBlock];
     const int begin = a.first / 16 * 16, end = ceil_div(a.last, 16) * 16;
     int key = begin;
     for (; key + 16 * kKeyVectors <= end; key += 16 * kKeyVectors) score_keys<kType, kRows, kKeyVectors>(a, key, scores);
     for (; key < end; key += 16) score_keys<kType, kRows, 1>(a, key, scores);
-    for (int row = 0; row < kRows; row++) weigh(a, row, begin, end, scores + row * kKeyBlock);
-    int channel = 0;
-    for (; channel + 16 * kKeyVectors <= a.width; channel += 16 * kKeyVectors)
-        weigh_values<kType, kRows, kKeyVectors>(a, channel, scores);
-    for (; channel < a.width; channel += 16) weigh_values<kType, kRows, 1>(a, channel, scores);
+    switch ((end - begin) / 16) {
+        case 1: weigh_rows<kRows, 1>(a, begin, scores); break;
+        case 2: weigh_rows<kRows, 2>(a, begin, scores); break;
+        case 3: weigh_rows<kRows, 3>(a, begin, scores); break;
+        default: weigh_rows<kRows, kKeyBlock / 16>(a, begin, scores);
+    }
+    const auto all_channels = [&](const auto& result) CELLMD_ALWAYS {
+        int channel = 0;
+        for (; channel + 16 * kKeyVectors <= a.width; channel += 16 * kKeyVectors)
+            weigh_values<kType, kRows, kKeyVectors>(a, channel, scores, result);
+        for (; channel < a.width; channel += 16) weigh_values<kType, kRows, 1>(a, channel, scores, result);
+    };
+    sums ? all_channels(Join(a, *sums)) : all_channels(Leave(a));
 }
 
 template <CacheType kType>
-static void attend_of(AttendArgs& a) {
+static void attend_of(AttendArgs& a, const AttendSums* sums) {
     switch (a.rows) {
-        case 1: return attend_block<kType, 1>(a);
-        case 2: return attend_block<kType, 2>(a);
-        case 4: return attend_block<kType, 4>(a);
+        case 1: return attend_block<kType, 1>(a, sums);
+        case 2: return attend_block<kType, 2>(a, sums);
+        case 4: return attend_block<kType, 4>(a, sums);
         default:
-            if constexpr (kQueryRows >= 8) attend_block<kType, 8>(a);
+            if constexpr (kQueryRows >= 8) attend_block<kType, 8>(a, sums);
     }
 }
-static void attend(AttendArgs& a) {
+static void attend(AttendArgs& a, const AttendSums* sums) {
     switch (a.type) {
-        case CacheType::Half: return attend_of<CacheType::Half>(a);
-        case CacheType::Int8: return attend_of<CacheType::Int8>(a);
-        default: return attend_of<CacheType::Float>(a);
+        case CacheType::Half: return attend_of<CacheType::Half>(a, sums);
+        case CacheType::Int8: return attend_of<CacheType::Int8>(a, sums);
+        default: return attend_of<CacheType::Float>(a, sums);
     }
 }
 
@@ -152,18 +212,12 @@ CELLMD_INLINE void merge_channels(float* to, const float* from, int blocks, size
 
 static void merge(int rows, int width, const AttendSums& sums, const AttendSums& first, int blocks, size_t stride) {
     alignas(64) float keep[kMaxMerged][16], add[kMaxMerged][16];
-    const auto of_rows = [&](const float* p) CELLMD_ALWAYS { return vlanes_between(vload_first(p, rows), 0, rows, -infinity()); };
-    Vf largest = of_rows(sums.largest), total = vload_first(sums.total, rows);
+    Vf largest = largest_of(sums.largest, rows), total = vload_first(sums.total, rows);
     for (int b = 0; b < blocks; b++) {
-        const Vf added = of_rows(first.largest + b * stride);
-        const Vf both = vmax(added, largest);
-        // Where nothing has been seen at all, any finite number serves: both factors become 0.
-        const Vf top = vmax(vset(-3e38f), both);
-        const Vf k = vexp(largest - top), a = vexp(added - top);
+        Vf k, a;
+        join(largest, total, largest_of(first.largest + b * stride, rows), vload_first(first.total + b * stride, rows), k, a);
         vstore(keep[b], k);
         vstore(add[b], a);
-        total = vfma(vload_first(first.total + b * stride, rows), a, total * k);
-        largest = both;
     }
     vstore_first(sums.largest, largest, rows);
     vstore_first(sums.total, total, rows);

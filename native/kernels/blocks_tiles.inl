@@ -58,29 +58,31 @@ class BlockUnit {
     int step_, tokens_ = 0;
 };
 
-// The sums of a group, scaled and added to out[token][tile][16].
+// The sums of a group, scaled and added to totals[token][tile][16].
 template <int kTiles>
 CELLMD_INLINE void add_scaled(int tokens, const int32_t (*sums)[16][16], int first, const float* scales, int tile_stride,
-                              const float* token_scales, float* out) {
+                              const float* token_scales, float* totals) {
     Vf row_scales[kTiles];
     repeat<kTiles>([&](auto i) CELLMD_ALWAYS { row_scales[i] = vload(scales + i * tile_stride); });
     for (int t = 0; t < tokens; t++) {
         const Vf token_scale = vset(token_scales[first + t]);
         repeat<kTiles>([&](auto i) CELLMD_ALWAYS {
-            float* to = out + ((first + t) * kTiles + i) * 16;
+            float* to = totals + ((first + t) * kTiles + i) * 16;
             vstore(to, vfma(vfloat(viload(sums[i][t])), token_scale * row_scales[i], vload(to)));
         });
     }
 }
 
-// out[token][tile][16] of `tokens` tokens, at most kTileTokens if not kBothHalves, and kTiles tiles. scales [tile][groups][16].
+// out[token][tile][16] of `tokens` tokens (at most kTileTokens if not kBothHalves), `stride` floats apart, and kTiles tiles.
+// scales [tile][groups][16].
 template <int kTiles, bool kBothHalves>
 static void tile_product(int tokens, const uint8_t* const* weights, const float* scales, int k, int group,
-                         const int8_t* codes, const float* token_scales, float* out) {
+                         const int8_t* codes, const float* token_scales, float* out, size_t stride) {
     const int groups = ceil_div(k, group), step = step_of_group(group);
     const size_t columns_size = static_cast<size_t>(tokens) * kTileColumns;
     alignas(64) int32_t sums[4][16][16];
-    for (int i = 0; i < tokens * kTiles; i++) vstore(out + 16 * i, vzero());
+    alignas(64) float totals[kTokenBlock * kTiles * 16];
+    for (int i = 0; i < tokens * kTiles; i++) vstore(totals + 16 * i, vzero());
     for (int g = 0; g < groups; g++) {
         CELLMD_TILE_ZERO(0);
         if constexpr (kTiles == 2) CELLMD_TILE_ZERO(1);
@@ -106,20 +108,23 @@ static void tile_product(int tokens, const uint8_t* const* weights, const float*
         if constexpr (kTiles == 2) CELLMD_TILE_STORE(1, sums[1]);
         if constexpr (kBothHalves) CELLMD_TILE_STORE(2, sums[2]);
         if constexpr (kBothHalves && kTiles == 2) CELLMD_TILE_STORE(3, sums[3]);
-        add_scaled<kTiles>(lesser(tokens, kTileTokens), sums, 0, scales + g * 16, groups * 16, token_scales + g * tokens, out);
+        add_scaled<kTiles>(lesser(tokens, kTileTokens), sums, 0, scales + g * 16, groups * 16, token_scales + g * tokens,
+                           totals);
         if constexpr (kBothHalves)
             add_scaled<kTiles>(tokens - kTileTokens, sums + 2, kTileTokens, scales + g * 16, groups * 16,
-                               token_scales + g * tokens, out);
+                               token_scales + g * tokens, totals);
     }
+    for (int t = 0; t < tokens; t++)
+        repeat<kTiles>([&](auto i) CELLMD_ALWAYS { vstore(out + t * stride + 16 * i, vload(totals + (t * kTiles + i) * 16)); });
 }
 
 template <int kTiles, bool kInt4>
 static void tile_product_of(int tokens, const uint8_t* const* weights, const float* scales, int k, int group,
-                            const int8_t* codes, const float* token_scales, const int32_t*, float* out) {
+                            const int8_t* codes, const float* token_scales, const int32_t*, float* out, size_t stride) {
     if (tokens > kTileTokens)
-        tile_product<kTiles, true>(tokens, weights, scales, k, group, codes, token_scales, out);
+        tile_product<kTiles, true>(tokens, weights, scales, k, group, codes, token_scales, out, stride);
     else
-        tile_product<kTiles, false>(tokens, weights, scales, k, group, codes, token_scales, out);
+        tile_product<kTiles, false>(tokens, weights, scales, k, group, codes, token_scales, out, stride);
 }
 
 // As a product's inner loop, but with everything in tiles already.

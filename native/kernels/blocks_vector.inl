@@ -7,10 +7,10 @@ constexpr int kTokenBlock = kRegisterTokens, kTileBlock = kRegisterTiles;
 constexpr int kColumnsTogether = 4;  // of a token, in the codes of its block (QuantiseArgs)
 CELLMD_INLINE constexpr int padded_columns(int k) { return (k + 7) / 8 * 8; }
 
-// out[token][tile][16] of kTokens tokens and kTiles tiles. scales [tile][groups][16].
+// out[token][tile][16] of kTokens tokens, `stride` floats apart, and kTiles tiles. scales [tile][groups][16].
 template <int kTokens, int kTiles, bool kInt4>
-static void tile_product(const uint8_t* const* weights, const float* scales, int k, int group,
-                         const int8_t* activations, const float* token_scales, const int32_t* token_sums, float* out) {
+static void tile_product(const uint8_t* const* weights, const float* scales, int k, int group, const int8_t* activations,
+                         const float* token_scales, const int32_t* token_sums, float* out, size_t stride) {
     using Tile = Tile16<kInt4>;
     const int steps = ceil_div(k, Tile::kStepColumns), group_steps = group / Tile::kStepColumns;
     const int groups = ceil_div(k, group);
@@ -53,17 +53,18 @@ static void tile_product(const uint8_t* const* weights, const float* scales, int
         });
     }
     repeat<kTokens>([&](auto t) CELLMD_ALWAYS {
-        repeat<kTiles>([&](auto i) CELLMD_ALWAYS { vstore(out + (t * kTiles + i) * 16, totals[t][i]); });
+        repeat<kTiles>([&](auto i) CELLMD_ALWAYS { vstore(out + t * stride + 16 * i, totals[t][i]); });
     });
 }
 
 template <int kTiles, bool kInt4>
 static void tile_product_of(int tokens, const uint8_t* const* weights, const float* scales, int k, int group,
-                            const int8_t* codes, const float* token_scales, const int32_t* token_sums, float* out) {
-#define CELLMD_CASE(n)                                                                                              \
-    case n:                                                                                                         \
-        if constexpr (n <= kTokenBlock)                                                                             \
-            tile_product<n, kTiles, kInt4>(weights, scales, k, group, codes, token_scales, token_sums, out);        \
+                            const int8_t* codes, const float* token_scales, const int32_t* token_sums, float* out,
+                            size_t stride) {
+#define CELLMD_CASE(n)                                                                                               \
+    case n:                                                                                                          \
+        if constexpr (n <= kTokenBlock)                                                                              \
+            tile_product<n, kTiles, kInt4>(weights, scales, k, group, codes, token_scales, token_sums, out, stride); \
         break
     switch (tokens) {
         CELLMD_CASE(1);

@@ -81,23 +81,33 @@ class AtWork {
 
 static size_t gemm_scratch(const IntMatrix& m) {
     const size_t scales = static_cast<size_t>(kTilesOfScratch * 16) * m.groups, bytes = weight_bytes<true>(m.k);
-    return scales + (kUnpacksWeights ? most_tiles(bytes) * bytes / sizeof(float) : 0);  // unpacked int4 is as large as int8
+    return scales + (kUnpacksWeights ? kTilesOfScratch * bytes / sizeof(float) : 0);  // unpacked int4 is as large as int8
 }
 
-// Sums [token][tile][16] of the block of tokens that begins at `first`, for kTiles tiles beginning with the i-th at work.
+// Sums [token][tile][16], tokens `stride` floats apart, of the block of tokens that begins at `first`, for kTiles tiles
+// beginning with the i-th at work.
 template <int kTiles, bool kInt4>
-CELLMD_INLINE int block_sums(const IntMatrix& m, const IntProduct& p, const AtWork& tiles, int i, int first, float* sums) {
+CELLMD_INLINE int block_sums(const IntMatrix& m, const IntProduct& p, const AtWork& tiles, int i, int first, float* sums,
+                             size_t stride) {
     const int tokens = lesser(kTokenBlock, p.rows - first);
     tile_product_of<kTiles, kInt4>(tokens, tiles.weights(i), tiles.scales(i), m.k, m.group,
                                    p.codes + static_cast<size_t>(first) * padded_columns(m.k), p.scales + first * m.groups,
-                                   p.sums + first * m.groups, sums);
+                                   p.sums + first * m.groups, sums, stride);
     return tokens;
 }
 
 template <int kTiles, bool kInt4>
 CELLMD_INLINE void block_product(const IntMatrix& m, const IntProduct& p, const AtWork& tiles, int i, int tile, int first) {
+    float* const out = p.out + first * p.out_stride + tile * 16;
+    const int block = lesser(kTokenBlock, p.rows - first);
+    for (int t = 0; t < block; t++)
+        for (int j = 0; j < kTiles; j++) prefetch_to_write(out + t * p.out_stride + 16 * j);
+    if (!m.bias && m.low == -infinity() && m.high == infinity() && (tile + kTiles) * 16 <= m.n) {
+        block_sums<kTiles, kInt4>(m, p, tiles, i, first, out, p.out_stride);
+        return;
+    }
     alignas(64) float sums[kTokenBlock * kTiles * 16];
-    const int tokens = block_sums<kTiles, kInt4>(m, p, tiles, i, first, sums);
+    const int tokens = block_sums<kTiles, kInt4>(m, p, tiles, i, first, sums, kTiles * 16);
     for (int t = 0; t < tokens; t++)
         for (int j = 0; j < kTiles; j++) {
             const int row = (tile + j) * 16, n = m.n - row;
@@ -106,13 +116,15 @@ CELLMD_INLINE void block_product(const IntMatrix& m, const IntProduct& p, const 
         }
 }
 
-// While blocks of tokens pass, the tiles begin..end-1 that come next are fetched from memory, a part with each block.
+// While blocks of tokens pass, the tiles begin..end-1 that come next, perhaps with another call, are fetched from memory, a
+// part with each block.
 struct NextTiles {
     const uint8_t* begin;
     size_t part;  // bytes
     template <bool kInt4>
     CELLMD_INLINE static NextTiles of(const IntMatrix& m, int begin, int end, int rows) {
         const auto blocks = static_cast<size_t>(ceil_div(rows, kTokenBlock));
+        end = lesser(end, ceil_div(m.n, 16));
         return {tile_of<kInt4>(m, begin), (end - begin) * tile_bytes<kInt4>(m.k) / blocks};
     }
     CELLMD_INLINE void fetch() {
@@ -129,7 +141,7 @@ static void gemm_tile16(const IntMatrix& m, const IntProduct& p, int begin, int 
     for (int from = begin; from < end; from += at_once) {
         const int to = lesser(end, from + at_once);
         for (int tile = from; tile < to; tile++) tiles.take<kInt4>(tile - from, m, tile);
-        NextTiles next = NextTiles::of<kInt4>(m, to, lesser(end, to + at_once), p.rows);
+        NextTiles next = NextTiles::of<kInt4>(m, to, to + at_once, p.rows);
         for (int first = 0; first < p.rows; first += kTokenBlock) {
             next.fetch();
             unit.expect(lesser(kTokenBlock, p.rows - first));
@@ -141,46 +153,72 @@ static void gemm_tile16(const IntMatrix& m, const IntProduct& p, int begin, int 
     }
 }
 
-// The product of both matrices for one tile, the i-th of `tiles` of the gate and the one after it, and one block of tokens.
+// gelu(gate) * up for one tile, the i-th of `tiles` of the gate and the one after it, and the block of tokens that begins at
+// `first`: out[token][16], `stride` floats apart.
 static void geglu_block(const IntMatrix& gate, const IntMatrix& up, const IntProduct& p, const AtWork& tiles, int i, int tile,
-                        int first) {
+                        int first, float* out, size_t stride) {
     alignas(64) float sums[kTokenBlock * 2 * 16];
-    int stride = 2, up_at = 1;  // in vectors: between tokens, from gate to up
+    int token_stride = 2, up_at = 1;  // in vectors: between tokens, from gate to up
     int tokens;
     if (kTileBlock == 2 && p.rows - first > 1) {
-        tokens = block_sums<2, true>(gate, p, tiles, i, first, sums);
+        tokens = block_sums<2, true>(gate, p, tiles, i, first, sums, 32);
     } else {
-        stride = 1;
+        token_stride = 1;
         up_at = kTokenBlock;
-        block_sums<1, true>(gate, p, tiles, i, first, sums);
-        tokens = block_sums<1, true>(up, p, tiles, i + 1, first, sums + up_at * 16);
+        block_sums<1, true>(gate, p, tiles, i, first, sums, 16);
+        tokens = block_sums<1, true>(up, p, tiles, i + 1, first, sums + up_at * 16, 16);
     }
     const int row = tile * 16, n = gate.n - row;
     for (int t = 0; t < tokens; t++) {
-        const Vf y = finished(vload(sums + t * stride * 16), gate, row, n);
-        const Vf z = finished(vload(sums + (t * stride + up_at) * 16), up, row, n);
-        store_lanes(p.out + (first + t) * p.out_stride + row, vgelu(y) * z, n);
+        const Vf y = finished(vload(sums + t * token_stride * 16), gate, row, n);
+        const Vf z = finished(vload(sums + (t * token_stride + up_at) * 16), up, row, n);
+        store_lanes(out + t * stride, vgelu(y) * z, n);
     }
 }
 
-static void gemm_int4_geglu(const IntMatrix& gate, const IntMatrix& up, const IntProduct& p, int begin, int end,
-                            float* scratch) {
+// body(tiles at work, from, to, first) for `pairs` tiles of both matrices at a time and every block of tokens.
+template <typename Body>
+CELLMD_INLINE void geglu_tiles(const IntMatrix& gate, const IntMatrix& up, const IntProduct& p, int begin, int end, int pairs,
+                               float* scratch, const Body& body) {
     AtWork tiles(gate, scratch);
     BlockUnit unit(gate.group);
-    const int pairs = greater(1, tiles_at_once(gate, p.rows, 2 * weight_bytes<true>(gate.k)) / 2);
     for (int from = begin; from < end; from += pairs) {
         const int to = lesser(end, from + pairs);
         for (int tile = from; tile < to; tile++) {
             tiles.take<true>(2 * (tile - from), gate, tile);
             tiles.take<true>(2 * (tile - from) + 1, up, tile);
         }
-        NextTiles next_gate = NextTiles::of<true>(gate, to, lesser(end, to + pairs), p.rows);
-        NextTiles next_up = NextTiles::of<true>(up, to, lesser(end, to + pairs), p.rows);
+        NextTiles next_gate = NextTiles::of<true>(gate, to, to + pairs, p.rows);
+        NextTiles next_up = NextTiles::of<true>(up, to, to + pairs, p.rows);
         for (int first = 0; first < p.rows; first += kTokenBlock) {
             next_gate.fetch();
             next_up.fetch();
             unit.expect(lesser(kTokenBlock, p.rows - first));
-            for (int tile = from; tile < to; tile++) geglu_block(gate, up, p, tiles, 2 * (tile - from), tile, first);
+            body(tiles, from, to, first);
         }
     }
+}
+
+static void gemm_int4_geglu(const IntMatrix& gate, const IntMatrix& up, const IntProduct& p, int begin, int end,
+                            float* scratch) {
+    const int pairs = greater(1, tiles_at_once(gate, p.rows, 2 * weight_bytes<true>(gate.k)) / 2);
+    geglu_tiles(gate, up, p, begin, end, pairs, scratch, [&](const AtWork& tiles, int from, int to, int first) CELLMD_ALWAYS {
+        for (int tile = from; tile < to; tile++)
+            geglu_block(gate, up, p, tiles, 2 * (tile - from), tile, first, p.out + first * p.out_stride + tile * 16, p.out_stride);
+    });
+}
+
+static void gemm_int4_geglu_codes(const IntMatrix& gate, const IntMatrix& up, const IntProduct& p, const QuantisedRows& to,
+                                  int begin, int end, float* scratch) {
+    alignas(64) float gated[kTokenBlock * kGatedTiles * 16];
+    constexpr size_t kStride = kGatedTiles * 16;
+    const int groups = ceil_div(to.k, to.group);
+    geglu_tiles(gate, up, p, begin, end, kGatedTiles, scratch, [&](const AtWork& tiles, int from, int last, int first) CELLMD_ALWAYS {
+        for (int tile = from; tile < last; tile++)
+            geglu_block(gate, up, p, tiles, 2 * (tile - from), tile, first, gated + (tile - from) * 16, kStride);
+        const QuantisedRows block{.rows = lesser(kTokenBlock, p.rows - first), .k = to.k, .group = to.group, .low = to.low,
+                                  .high = to.high, .codes = to.codes + static_cast<size_t>(first) * padded_columns(to.k),
+                                  .scales = to.scales + first * groups, .sums = to.sums + first * groups};
+        quantise_block(gated, kStride, block, from * 16 / to.group, lesser(groups, last * 16 / to.group + (last * 16 % to.group > 0)));
+    });
 }

@@ -24,6 +24,7 @@ CELLMD_INLINE void repeat(const Body& body) {
 
 // Of what is read once and then not again for long: other things may stay in the caches.
 CELLMD_INLINE void prefetch_once(const void* p) { __builtin_prefetch(p, 0, 0); }
+CELLMD_INLINE void prefetch_to_write(const void* p) { __builtin_prefetch(p, 1, 3); }
 // Into the second-level cache.
 CELLMD_INLINE void prefetch_later(const void* p) { __builtin_prefetch(p, 0, 2); }
 

@@ -66,52 +66,59 @@ CELLMD_INLINE void codes_of_four(const float* x, size_t row_stride, int n, Vf lo
     repeat<4>([&](auto r) CELLMD_ALWAYS { sums[r] = visum(sum[r]); });
 }
 
-// kRows rows of a block from `row` on.
+// Groups from..to-1 of kRows rows of a block from `row` on. x: the block's first row, from the first of these groups on.
 template <int kRows>
-CELLMD_INLINE void quantise_rows(const QuantiseArgs& a, int rows, int row) {
-    const Vf low = vset(a.low), high = vset(a.high);
-    const int groups = ceil_div(a.k, a.group);
-    const float* x = a.x + row * a.row_stride;
+CELLMD_INLINE void quantise_rows(const float* x, size_t row_stride, const QuantisedRows& block, int rows, int row, int from, int to) {
+    const Vf low = vset(block.low), high = vset(block.high);
+    const int group = block.group, first_column = from * group;
+    x += row * row_stride;
     // A step takes long to come by and little to compute: several come together, before they are used.
     constexpr int kTogether = 16 / kRows;
     Step steps[kTogether][kRows];
-    for (int first = 0; first < groups; first += kTogether) {
-        const int last = lesser(groups, first + kTogether);
+    for (int first = from; first < to; first += kTogether) {
+        const int last = lesser(to, first + kTogether);
         for (int g = first; g < last; g++)
             for (int r = 0; r < kRows; r++)
-                steps[g - first][r] = step_of(x + r * a.row_stride + g * a.group, lesser(a.group, a.k - g * a.group), low, high);
+                steps[g - first][r] = step_of(x + r * row_stride + g * group - first_column, lesser(group, block.k - g * group), low, high);
         for (int g = first; g < last; g++) {
             const Step* const step = steps[g - first];
-            const int begin = g * a.group, n = lesser(a.group, a.k - begin);
+            const int begin = g * group, n = lesser(group, block.k - begin);
+            const float* const numbers = x + begin - first_column;
             int32_t sums[kRows];
             bool together = kRows == 4 && n % 16 == 0;
             for (int r = 0; r < kRows; r++) together &= step[r].inverse > 0.0f;
             if (together)
-                codes_of_four(x + begin, a.row_stride, n, low, high, step, place_of(a.codes, rows, row, begin), 4 * rows, sums);
+                codes_of_four(numbers, row_stride, n, low, high, step, place_of(block.codes, rows, row, begin), 4 * rows, sums);
             else
                 for (int r = 0; r < kRows; r++)
-                    sums[r] = codes_of_group(x + r * a.row_stride + begin, n, low, high, step[r].inverse, a.codes, rows, row + r, begin);
+                    sums[r] = codes_of_group(numbers + r * row_stride, n, low, high, step[r].inverse, block.codes, rows, row + r, begin);
             for (int r = 0; r < kRows; r++) {
-                a.scales[g * rows + row + r] = step[r].scale;
-                a.sums[g * rows + row + r] = kSumFactor * sums[r];
+                block.scales[g * rows + row + r] = step[r].scale;
+                block.sums[g * rows + row + r] = kSumFactor * sums[r];
             }
         }
     }
+    if (to < ceil_div(block.k, group)) return;
     for (int r = 0; r < kRows; r++)
-        for (int c = 8 * ceil_div(a.k, 8); c < padded_columns(a.k); c += 4)
-            __builtin_memset(place_of(a.codes, rows, row + r, c), 0, 4);
+        for (int c = 8 * ceil_div(block.k, 8); c < padded_columns(block.k); c += 4)
+            __builtin_memset(place_of(block.codes, rows, row + r, c), 0, 4);
 }
 
-CELLMD_INLINE void quantise_block(const QuantiseArgs& a, int rows) {
+CELLMD_INLINE void quantise_groups(const float* x, size_t row_stride, const QuantisedRows& block, int rows, int from, int to) {
     int row = 0;
     if constexpr (kColumnsTogether == 4)
-        for (; row + 4 <= rows; row += 4) quantise_rows<4>(a, rows, row);
-    for (; row < rows; row++) quantise_rows<1>(a, rows, row);
+        for (; row + 4 <= rows; row += 4) quantise_rows<4>(x, row_stride, block, rows, row, from, to);
+    for (; row < rows; row++) quantise_rows<1>(x, row_stride, block, rows, row, from, to);
+}
+CELLMD_INLINE void quantise_block(const float* x, size_t row_stride, const QuantisedRows& block, int from, int to) {
+    if (block.rows == kTokenBlock)  // most blocks: places are constants
+        quantise_groups(x, row_stride, block, kTokenBlock, from, to);
+    else
+        quantise_groups(x, row_stride, block, block.rows, from, to);
 }
 
-static void quantise(const QuantiseArgs& a) {
-    if (a.rows == kTokenBlock) return quantise_block(a, kTokenBlock);  // most blocks: places are constants
-    quantise_block(a, a.rows);
+static void quantise(const float* x, size_t row_stride, const QuantisedRows& block) {
+    quantise_block(x, row_stride, block, 0, ceil_div(block.k, block.group));
 }
 
 static void quantise_lanes(const QuantiseLanesArgs& a) {

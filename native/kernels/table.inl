@@ -29,6 +29,7 @@ constexpr KernelTable table_named(const char* name) {
             .gemv_int4 = gemv_tile16<true>,
             .gemv_int8 = gemv_tile16<false>,
             .gemv_int4_geglu = gemv_int4_geglu,
+            .gemm_int4_geglu_codes = gemm_int4_geglu_codes,
             .gemm_row_int4 = gemm_row<true>,
             .gemm_row_int8 = gemm_row<false>,
             .gemm_float = gemm_float,

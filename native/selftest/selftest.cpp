@@ -115,6 +115,11 @@ void add_products(std::vector<Case>& cases) {
                              const Tensor y = tensor(c, {rows, 264}, x);
                              return gated_linear(c, {in, Closing{&y, {&w, 1e-6f}, 0.7f}, std::nullopt}, *gate, *up);
                          }});
+        const auto down = std::make_shared<Matrix>(stored_matrix(30, 50, "i4", "tile16", "i8", 32, true));
+        cases.push_back({"gated layer of " + std::to_string(rows), 0.01 * 128 * 50, [=](Context& c) {
+                             const Tensor in = tensor(c, {rows, 264}, x), w = tensor(c, {264}, weight);
+                             return gated_layer(c, {in, std::nullopt, Norm{&w, 1e-6f}}, *gate, *up, *down);
+                         }});
     }
 }
 

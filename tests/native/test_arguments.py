@@ -35,6 +35,12 @@ def closed(ops: CpuOps, y: object, closing: object) -> object:
     return ops.add_norm_gated_linear_(ops.zeros((2, 40)), y, closing, 1e-6, gate, ops.zeros((2, 20)), projection)
 
 
+def layer(ops: CpuOps, m_up: int, k_down: int) -> object:
+    gate, up, down = (ops.matrix(stored(m, k)) for m, k in ((20, 40), (m_up, 40), (24, k_down)))
+    x, weight = ops.zeros((2, 40)), ops.zeros((40,))
+    return ops.add_norm_norm_ffn_(x, ops.zeros((2, 40)), weight, weight, 1e-6, gate, up, down)
+
+
 def parts(ops: CpuOps, x: object, weight: object, ids: list[int]) -> object:
     return ops.norm_add_embed(x, 1.0, weight, 1e-6, ops.table(stored()), ops.ints(ids), 1.0, 0, 1.0)
 
@@ -45,6 +51,8 @@ CALLS: list[tuple[str, Callable[[CpuOps], object]]] = [
     ("indices as input", lambda o: o.linear(o.ints([1, 2]), o.matrix(stored()))),
     ("one matrix of several", lambda o: o.linears(o.zeros((2, 40)), [o.matrix(stored()), o.matrix(stored(20, 48))])),
     ("norm weight", lambda o: o.norm_linears(o.zeros((2, 40)), o.zeros((39,)), 1e-6, [o.matrix(stored())])),
+    ("gate of another size", lambda o: layer(o, 16, 20)),
+    ("inputs of the third matrix", lambda o: layer(o, 20, 16)),
     ("rows not at 16", lambda o: o.rows_of(o.matrix(stored()), 8, 20)),
     ("rows beyond", lambda o: o.rows_of(o.matrix(stored()), 0, 36)),
     ("rows backwards", lambda o: o.rows_of(o.matrix(stored()), 16, 0)),

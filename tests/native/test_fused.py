@@ -15,7 +15,7 @@ from cellmd.quant.tensor import Coding
 if TYPE_CHECKING:
     from cellmd.backends.cpu.operations import CpuOps
 
-D = 264
+D, F = 264, 200
 CODINGS = [Coding("i4", "tile16", 128, "i8"), Coding("i8", "row", 0, "f16"), Coding("f16")]
 
 
@@ -29,8 +29,8 @@ class Case:
     def floats(self, *shape: int) -> Tensor:
         return self.ops.floats(self._rng.standard_normal(shape, dtype=np.float32))
 
-    def matrices(self, codings: list[Coding], n_inputs: int = D) -> list[Any]:
-        weights = (self._rng.standard_normal((72, n_inputs), dtype=np.float32) for _ in codings)
+    def matrices(self, codings: list[Coding], n: int = 72, k: int = D) -> list[Any]:
+        weights = (self._rng.standard_normal((n, k), dtype=np.float32) for _ in codings)
         return [self.ops.matrix(encode("w", w, coding)) for w, coding in zip(weights, codings, strict=True)]
 
 
@@ -42,12 +42,15 @@ def products(ops: Any, case: Case) -> list[Tensor]:
 
 def gated(ops: Any, case: Case) -> list[Tensor]:
     x, y, closing, weight = case.floats(case.n, D), case.floats(case.n, D), case.floats(D), case.floats(D)
-    gate, up, other = case.matrices([CODINGS[0], CODINGS[0], CODINGS[1]])
-    (down,) = case.matrices(CODINGS[:1], 72)
-    first = ops.add_norm_norm_ffn_(case.ops, x, y, closing, weight, 1e-6, gate, up, down)
-    second = ops.add_norm_norm_ffn_(case.ops, x, y, closing, weight, 1e-6, gate, other, down)
-    wide = case.ops.columns(case.floats(case.n, 200), 48, 120)
-    return [first, second, ops.add_norm_gated_linear_(case.ops, x, y, closing, 1e-6, gate, wide, down), x]
+    gate, up, other = case.matrices([CODINGS[0], CODINGS[0], CODINGS[1]], F)
+    downs = case.matrices([*CODINGS, *(Coding("i4", "tile16", group, "f16") for group in (0, 32, 256))], 40, F)
+    downs += case.matrices([Coding("i8", "tile16", 64, "f16")], 40, F)
+    results = [
+        ops.add_norm_norm_ffn_(case.ops, x, y, closing, weight, 1e-6, *matrices)
+        for matrices in ((gate, other, downs[0]), *((gate, up, down) for down in downs))
+    ]
+    wide = case.ops.columns(case.floats(case.n, F + 100), 48, 48 + F)
+    return [*results, ops.add_norm_gated_linear_(case.ops, x, y, closing, 1e-6, gate, wide, downs[0]), x]
 
 
 def attention(ops: Any, case: Case) -> list[Tensor]:
