@@ -236,13 +236,14 @@ static void merge(int rows, int width, const AttendSums& sums, const AttendSums&
 }
 
 static float narrow(const float* x, CacheType type, int n, void* out) {
-    const Vf bound = vset(type == CacheType::Half ? 65504.0f : 3.402823466e38f);
+    const float largest = type == CacheType::Half ? 65504.0f : 3.402823466e38f;
     if (type == CacheType::Int8) {
-        const Step step = step_of(x, n, vzero() - bound, bound);
+        const Step step = step_of(x, n, Range<true>(-largest, largest));
         for (int i = 0; i < n; i += 16)
             vstore_i8(static_cast<int8_t*>(out) + i, step.inverse > 0.0f ? vround(vload(x + i) * vset(step.inverse)) : vizero());
         return step.inverse > 0.0f ? step.scale : 0.0f;
     }
+    const Vf bound = vset(largest);
     for (int i = 0; i < n; i += 16) {
         // Not a number becomes the bound as well: what one sequence leaves behind must not reach another.
         const Vf v = vmax(vmin(vload(x + i), bound), vzero() - bound);

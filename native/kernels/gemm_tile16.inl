@@ -48,6 +48,8 @@ CELLMD_INLINE Vf finished(Vf y, const IntMatrix& m, int first_row, int n) {
     if (m.bias) y = y + (n < 16 ? vload_first(m.bias + first_row, n) : vload(m.bias + first_row));
     return vmax(vset(m.low), vmin(vset(m.high), y));
 }
+// Whether `finished` changes nothing.
+CELLMD_INLINE bool is_plain(const IntMatrix& m) { return !m.bias && m.low == -infinity() && m.high == infinity(); }
 CELLMD_INLINE void store_lanes(float* out, Vf y, int n) { n < 16 ? vstore_first(out, y, n) : vstore(out, y); }
 
 // Activations of all tokens that fit the second-level cache stay there while tiles come and go. Beyond that it is the
@@ -102,7 +104,7 @@ CELLMD_INLINE void block_product(const IntMatrix& m, const IntProduct& p, const 
     const int block = lesser(kTokenBlock, p.rows - first);
     for (int t = 0; t < block; t++)
         for (int j = 0; j < kTiles; j++) prefetch_to_write(out + t * p.out_stride + 16 * j);
-    if (!m.bias && m.low == -infinity() && m.high == infinity() && (tile + kTiles) * 16 <= m.n) {
+    if (is_plain(m) && (tile + kTiles) * 16 <= m.n) {
         block_sums<kTiles, kInt4>(m, p, tiles, i, first, out, p.out_stride);
         return;
     }
@@ -169,9 +171,13 @@ static void geglu_block(const IntMatrix& gate, const IntMatrix& up, const IntPro
         tokens = block_sums<1, true>(up, p, tiles, i + 1, first, sums + up_at * 16, 16);
     }
     const int row = tile * 16, n = gate.n - row;
+    const bool plain = is_plain(gate) && is_plain(up);
     for (int t = 0; t < tokens; t++) {
-        const Vf y = finished(vload(sums + t * token_stride * 16), gate, row, n);
-        const Vf z = finished(vload(sums + (t * token_stride + up_at) * 16), up, row, n);
+        Vf y = vload(sums + t * token_stride * 16), z = vload(sums + (t * token_stride + up_at) * 16);
+        if (!plain) {
+            y = finished(y, gate, row, n);
+            z = finished(z, up, row, n);
+        }
         store_lanes(out + t * stride, vgelu(y) * z, n);
     }
 }

@@ -35,9 +35,18 @@ CELLMD_INLINE Vf vtanh(Vf x) {
     return vcopysign(m / (vset(2.0f) + m), x);
 }
 
-// gelu(x) = x / 2 (1 + tanh u) = x sigmoid(2 u) with u = sqrt(2 / pi) (x + 0.044715 x^3). The relative error grows with
-// the argument of e: at most (4 + 4 |u|) units in the last place.
+// gelu(x) = x / 2 (1 + tanh u) = x / (1 + 2^t) with u = sqrt(2 / pi) (x + 0.044715 x^3) and t = -2 u / ln 2. The relative
+// error grows with the argument of the power: at most (4 + 4 |u|) units in the last place.
 CELLMD_INLINE Vf vgelu(Vf x) {
-    const Vf cubic = vfma(x * x * x, vset(0.044715f), x);
-    return x * vsigmoid(cubic * vset(1.5957691216f));
+    const Vf t = vmin(vset(128.0f), vmax(vset(-127.0f), x * vfma(x * x, vset(-0.102943240f), vset(-2.302208198f))));
+    const Vi n = vround(t);
+    const Vf r = t - vfloat(n);
+    // 2^r = 1 + r q(r), q fitted to the least largest relative error (2e-9)
+    Vf q = vset(1.535336181e-4f);
+    q = vfma(q, r, vset(1.339887445e-3f));
+    q = vfma(q, r, vset(9.618437358e-3f));
+    q = vfma(q, r, vset(5.550332471e-2f));
+    q = vfma(q, r, vset(2.402264791e-1f));
+    q = vfma(q, r, vset(6.931472029e-1f));
+    return x / vfma(vfma(q, r, vset(1.0f)), vpower_of_two(n), vset(1.0f));
 }

@@ -3,20 +3,31 @@
 // A group whose largest value is smaller counts as zero: 127 / largest would not be finite. The error is below 1e-30.
 constexpr float kNothing = 1e-30f;
 
-CELLMD_INLINE Vf clipped(const float* x, int n, Vf low, Vf high) {
-    const Vf v = vmax(low, vmin(high, n < 16 ? vload_first(x, n) : vload(x)));
-    return n < 16 ? vlanes_between(v, 0, n, 0.0f) : v;
-}
+// What numbers are clipped to first, if to anything.
+template <bool kClips>
+struct Range {
+    Vf low, high;
+    CELLMD_INLINE Range(float low_, float high_) : low(vset(low_)), high(vset(high_)) {}
+    CELLMD_INLINE Vf load(const float* x, int n) const {
+        Vf v = n < 16 ? vload_first(x, n) : vload(x);
+        if constexpr (kClips) {
+            v = vmax(low, vmin(high, v));
+            if (n < 16) v = vlanes_between(v, 0, n, 0.0f);
+        }
+        return v;
+    }
+};
 
 // inverse is 0 where every code is to be 0: for a group of zeros, and for one with an infinity or a NaN, whose scale is
 // NaN, so that what is made of it is NaN too.
 struct Step {
     float scale, inverse;
 };
-CELLMD_INLINE Step step_of(const float* x, int n, Vf low, Vf high) {
+template <bool kClips>
+CELLMD_INLINE Step step_of(const float* x, int n, const Range<kClips>& range) {
     Vf largest = vzero(), unbounded = vzero();
     for (int c = 0; c < n; c += 16) {
-        const Vf v = clipped(x + c, n - c, low, high);
+        const Vf v = range.load(x + c, n - c);
         largest = vmax(largest, vabs(v));
         unbounded = vfma(v, vzero(), unbounded);
     }
@@ -31,11 +42,12 @@ CELLMD_INLINE int8_t* place_of(int8_t* codes, int rows, int row, int column) {
 }
 
 // The codes of n numbers of one row from column `begin` on, and their sum.
-CELLMD_INLINE int32_t codes_of_group(const float* x, int n, Vf low, Vf high, float inverse, int8_t* codes, int rows, int row,
-                                     int begin) {
+template <bool kClips>
+CELLMD_INLINE int32_t codes_of_group(const float* x, int n, const Range<kClips>& range, float inverse, int8_t* codes, int rows,
+                                     int row, int begin) {
     Vi sum = vizero();
     for (int c = 0; c < n; c += 16) {
-        const Vf value = clipped(x + c, n - c, low, high);
+        const Vf value = range.load(x + c, n - c);
         const Vi code = inverse > 0.0f ? vround(value * vset(inverse)) : vizero();
         sum = sum + code;
         const bool in_a_piece = rows == 1 || (kColumnsTogether % 16 == 0 && begin % 16 == 0);
@@ -52,13 +64,14 @@ CELLMD_INLINE int32_t codes_of_group(const float* x, int n, Vf low, Vf high, flo
 }
 
 // The same of four rows, as long as n is a multiple of 16 and no inverse is 0: a block wants their columns side by side.
-CELLMD_INLINE void codes_of_four(const float* x, size_t row_stride, int n, Vf low, Vf high, const Step* steps, int8_t* codes,
-                                 int code_stride, int32_t* sums) {
+template <bool kClips>
+CELLMD_INLINE void codes_of_four(const float* x, size_t row_stride, int n, const Range<kClips>& range, const Step* steps,
+                                 int8_t* codes, int code_stride, int32_t* sums) {
     Vi sum[4] = {vizero(), vizero(), vizero(), vizero()};
     for (int c = 0; c < n; c += 16, codes += 4 * code_stride) {
         Vi code[4];
         repeat<4>([&](auto r) CELLMD_ALWAYS {
-            code[r] = vround(clipped(x + r * row_stride + c, 16, low, high) * vset(steps[r].inverse));
+            code[r] = vround(range.load(x + r * row_stride + c, 16) * vset(steps[r].inverse));
             sum[r] = sum[r] + code[r];
         });
         vstore_i8_of_four(codes, code_stride, code[0], code[1], code[2], code[3]);
@@ -67,9 +80,9 @@ CELLMD_INLINE void codes_of_four(const float* x, size_t row_stride, int n, Vf lo
 }
 
 // Groups from..to-1 of kRows rows of a block from `row` on. x: the block's first row, from the first of these groups on.
-template <int kRows>
+template <int kRows, bool kClips>
 CELLMD_INLINE void quantise_rows(const float* x, size_t row_stride, const QuantisedRows& block, int rows, int row, int from, int to) {
-    const Vf low = vset(block.low), high = vset(block.high);
+    const Range<kClips> range(block.low, block.high);
     const int group = block.group, first_column = from * group;
     x += row * row_stride;
     // A step takes long to come by and little to compute: several come together, before they are used.
@@ -79,7 +92,7 @@ CELLMD_INLINE void quantise_rows(const float* x, size_t row_stride, const Quanti
         const int last = lesser(to, first + kTogether);
         for (int g = first; g < last; g++)
             for (int r = 0; r < kRows; r++)
-                steps[g - first][r] = step_of(x + r * row_stride + g * group - first_column, lesser(group, block.k - g * group), low, high);
+                steps[g - first][r] = step_of(x + r * row_stride + g * group - first_column, lesser(group, block.k - g * group), range);
         for (int g = first; g < last; g++) {
             const Step* const step = steps[g - first];
             const int begin = g * group, n = lesser(group, block.k - begin);
@@ -88,10 +101,10 @@ CELLMD_INLINE void quantise_rows(const float* x, size_t row_stride, const Quanti
             bool together = kRows == 4 && n % 16 == 0;
             for (int r = 0; r < kRows; r++) together &= step[r].inverse > 0.0f;
             if (together)
-                codes_of_four(numbers, row_stride, n, low, high, step, place_of(block.codes, rows, row, begin), 4 * rows, sums);
+                codes_of_four(numbers, row_stride, n, range, step, place_of(block.codes, rows, row, begin), 4 * rows, sums);
             else
                 for (int r = 0; r < kRows; r++)
-                    sums[r] = codes_of_group(numbers + r * row_stride, n, low, high, step[r].inverse, block.codes, rows, row + r, begin);
+                    sums[r] = codes_of_group(numbers + r * row_stride, n, range, step[r].inverse, block.codes, rows, row + r, begin);
             for (int r = 0; r < kRows; r++) {
                 block.scales[g * rows + row + r] = step[r].scale;
                 block.sums[g * rows + row + r] = kSumFactor * sums[r];
@@ -104,17 +117,20 @@ CELLMD_INLINE void quantise_rows(const float* x, size_t row_stride, const Quanti
             __builtin_memset(place_of(block.codes, rows, row + r, c), 0, 4);
 }
 
+template <bool kClips>
 CELLMD_INLINE void quantise_groups(const float* x, size_t row_stride, const QuantisedRows& block, int rows, int from, int to) {
     int row = 0;
     if constexpr (kColumnsTogether == 4)
-        for (; row + 4 <= rows; row += 4) quantise_rows<4>(x, row_stride, block, rows, row, from, to);
-    for (; row < rows; row++) quantise_rows<1>(x, row_stride, block, rows, row, from, to);
+        for (; row + 4 <= rows; row += 4) quantise_rows<4, kClips>(x, row_stride, block, rows, row, from, to);
+    for (; row < rows; row++) quantise_rows<1, kClips>(x, row_stride, block, rows, row, from, to);
 }
-CELLMD_INLINE void quantise_block(const float* x, size_t row_stride, const QuantisedRows& block, int from, int to) {
-    if (block.rows == kTokenBlock)  // most blocks: places are constants
-        quantise_groups(x, row_stride, block, kTokenBlock, from, to);
+static void quantise_block(const float* x, size_t row_stride, const QuantisedRows& block, int from, int to) {
+    if (block.low != -infinity() || block.high != infinity())
+        quantise_groups<true>(x, row_stride, block, block.rows, from, to);
+    else if (block.rows == kTokenBlock)  // most blocks: places are constants
+        quantise_groups<false>(x, row_stride, block, kTokenBlock, from, to);
     else
-        quantise_groups(x, row_stride, block, block.rows, from, to);
+        quantise_groups<false>(x, row_stride, block, block.rows, from, to);
 }
 
 static void quantise(const float* x, size_t row_stride, const QuantisedRows& block) {
@@ -122,14 +138,14 @@ static void quantise(const float* x, size_t row_stride, const QuantisedRows& blo
 }
 
 static void quantise_lanes(const QuantiseLanesArgs& a) {
-    const Vf low = vset(a.low), high = vset(a.high);
+    const Range<true> range(a.low, a.high);
     const int lane_columns = a.int4 ? 8 : 4, chunk_columns = 16 * lane_columns;
     const int chunks = ceil_div(a.k, chunk_columns);
     __builtin_memset(a.codes, 0, static_cast<size_t>(chunks) * chunk_columns);
     __builtin_memset(a.sums, 0, static_cast<size_t>(chunks) * 64);
     for (int begin = 0; begin < a.k; begin += a.group) {
         const int n = lesser(a.group, a.k - begin);
-        const Step step = step_of(a.x + begin, n, low, high);
+        const Step step = step_of(a.x + begin, n, range);
         for (int c = begin; c < begin + n; c++) {
             const int code = step.inverse > 0.0f ? rounded(bounded(a.x[c], a.low, a.high) * step.inverse) : 0;
             const int chunk = c / chunk_columns, within = c % chunk_columns;
