@@ -82,7 +82,7 @@ class Inputs {
         const int rows = static_cast<int>(x_.size(0)), block = context_.kernels.token_block;
         const double cost = static_cast<double>(block) * static_cast<double>(x_.size(1)) / 8.0;
         context_.parallel(ceil_div(rows, block), cost, [&](int64_t begin, int64_t end, int) {
-            for (int64_t i = begin; i < end; i++) prepare_rows(static_cast<int>(i) * block, std::min(block, rows - static_cast<int>(i) * block));
+            for (auto i = static_cast<int>(begin); i < end; i++) prepare_rows(i * block, std::min(block, rows - i * block));
         });
     }
 
@@ -309,10 +309,11 @@ Tensor gated_layer(Context& context, const Rows& input, const Matrix& gate, cons
     const IntProduct product{.codes = prepared.codes, .scales = prepared.scales, .sums = prepared.sums,
                              .rows = static_cast<int>(rows), .out = nullptr, .out_stride = 0};
     inputs.prepare();
-    const int64_t tiles = tiles_of(gate);
-    context.parallel((tiles + kGatedTiles - 1) / kGatedTiles, kGatedTiles * unit_cost(rows, gate), [&](int64_t begin, int64_t end, int) {
-        context.kernels.gemm_int4_geglu_codes(gate.integers(), up.integers(), product, to, static_cast<int>(begin * kGatedTiles),
-                                              static_cast<int>(std::min(end * kGatedTiles, tiles)), scratch_of(context.kernels, gate));
+    const int64_t tiles = tiles_of(gate), parts = (tiles + kGatedTiles - 1) / kGatedTiles;
+    context.parallel(parts, kGatedTiles * unit_cost(rows, gate), [&](int64_t begin, int64_t end, int) {
+        const auto first = static_cast<int>(begin * kGatedTiles), last = static_cast<int>(std::min(end * kGatedTiles, tiles));
+        context.kernels.gemm_int4_geglu_codes(gate.integers(), up.integers(), product, to, first, last,
+                                              scratch_of(context.kernels, gate));
     });
     Tensor out(*context.memory, {rows, down.n()});
     context.parallel(units_of(down), unit_cost(rows, down), [&](int64_t begin, int64_t end, int) {

@@ -216,7 +216,7 @@ void ThreadPool::run_job(int64_t items, int64_t grain, const void* body, Call ca
     shared.job.store(job, std::memory_order_release);
     shared.job.notify_all();
     shared.take_part(job, 0);
-    for (uint32_t left; (left = shared.unfinished.load(std::memory_order_acquire)) != 0;) 
+    for (uint32_t left; (left = shared.unfinished.load(std::memory_order_acquire)) != 0;)
         await_change(shared.unfinished, left, [&] { shared.callers.fetch(); });
 }
 
