@@ -70,6 +70,13 @@ def test_what_is_not_supported_is_refused_by_name(changes: dict[str, Any], word:
         ModelConfig.from_dict(e2b(**changes))
 
 
+@pytest.mark.parametrize("audio", [{"attention_context_left": 1}, {"attention_invalid_logits_value": -150.0}])
+def test_audio_attention_that_sees_masked_frames(audio: dict[str, Any]) -> None:
+    """The reference would let masked frames, or none at all, into the softmax: another computation."""
+    with pytest.raises(UnsupportedModelError, match=f"{next(iter(audio))} "):
+        ModelConfig.from_dict(checkpoint_config("sound_only", {"audio_config": audio}))
+
+
 @pytest.mark.parametrize("architecture", ["Gemma3ForConditionalGeneration", "Gemma4AssistantForCausalLM", 7, None])
 def test_another_architecture_is_refused(architecture: Any) -> None:
     with pytest.raises(UnsupportedModelError, match="Gemma4ForConditionalGeneration"):

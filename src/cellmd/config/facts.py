@@ -98,7 +98,6 @@ class AudioConfig:
     left_context: int
     right_context: int
     logit_cap: float
-    invalid_logit: float
     gradient_clipping: float
     norm_eps: float
     out_dim: int

@@ -12,6 +12,9 @@ from cellmd.config.facts import AudioConfig, SpecialTokens, VisionConfig
 from cellmd.config.keys import MAX_LAYERS, MAX_SIZE, count, integer, listed, number, positive, refuse, section, shown
 from cellmd.errors import ArgumentError
 
+_FLOAT32_EXP_ZERO = 104.0
+"""exp(-x) is zero in float32 from here on."""
+
 
 def vision_config(config: Mapping[str, Any]) -> VisionConfig:
     activation = config.get("hidden_activation", "gelu_pytorch_tanh")
@@ -50,6 +53,17 @@ def audio_config(config: Mapping[str, Any]) -> AudioConfig:
     d_model, n_heads = positive(config, "hidden_size", 1024), positive(config, "num_attention_heads", 8)
     if d_model % n_heads or d_model % 2:
         raise ArgumentError(f"audio hidden_size {d_model} must be even and a multiple of its {n_heads} heads")
+    left_context = positive(config, "attention_context_left", 13)
+    refuse(
+        left_context < 2,
+        f"audio attention in which a frame does not see itself (attention_context_left {left_context})",
+    )
+    cap = number(config, "attention_logit_cap", 50.0)
+    masked = number(config, "attention_invalid_logits_value", -1e9)
+    refuse(
+        masked > -cap - _FLOAT32_EXP_ZERO,
+        f"audio attention that sees masked frames (attention_invalid_logits_value {masked})",
+    )
     return AudioConfig(
         d_model=d_model,
         n_layers=positive(config, "num_hidden_layers", 12, most=MAX_LAYERS),
@@ -58,10 +72,9 @@ def audio_config(config: Mapping[str, Any]) -> AudioConfig:
         conv_kernel=positive(config, "conv_kernel_size", 5),
         residual_weight=number(config, "residual_weight", 0.5),
         chunk_size=positive(config, "attention_chunk_size", 12),
-        left_context=positive(config, "attention_context_left", 13),
+        left_context=left_context,
         right_context=count(config, "attention_context_right"),
-        logit_cap=number(config, "attention_logit_cap", 50.0),
-        invalid_logit=number(config, "attention_invalid_logits_value", -1e9),
+        logit_cap=cap,
         gradient_clipping=number(config, "gradient_clipping", 1e10),
         norm_eps=number(config, "rms_norm_eps", 1e-6),
         out_dim=positive(config, "output_proj_dims", 1536),

@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING
 
 from cellmd.backends.ops import Matrix, Ops, Tensor
 from cellmd.config import AudioConfig
-from cellmd.errors import UnsupportedModelError
 from cellmd.models.observe import Observe, ignore
 from cellmd.models.weights import Weights
 
@@ -36,9 +35,6 @@ if TYPE_CHECKING:
 
 _PLAIN_EPS = 1e-6
 """The reference gives the norms of attention and feed-forward parts its default, whatever the configuration says."""
-
-_FLOAT32_EXP_ZERO = 104.0
-"""exp(-x) is zero in float32 from here on."""
 
 _KEY_SCALE = math.log(1 + math.e) / math.log(2)
 
@@ -76,11 +72,6 @@ class AudioTower:
     """tower: the tensors of `model.audio_tower.`; embedder: those of `model.embed_audio.`."""
 
     def __init__(self, ops: Ops, config: AudioConfig, tower: Weights, embedder: Weights) -> None:
-        if config.left_context < 2 or config.invalid_logit > -config.logit_cap - _FLOAT32_EXP_ZERO:
-            raise UnsupportedModelError(
-                "audio attention in which a frame does not see itself, or sees masked frames, is not supported: "
-                f"attention_context_left {config.left_context}, attention_invalid_logits_value {config.invalid_logit}"
-            )
         self._ops = ops
         self._config = config
         subsampling = tower.under("subsample_conv_projection.")
