@@ -69,9 +69,13 @@ class Ops(ABC):
 
     # ---- memory ---------------------------------------------------------------------------------------------------
 
+    def expect(self, tensors: Iterable[PackedTensor]) -> None:
+        """All of these are going to be bound, some of them perhaps much later. Raises BackendError, saying how much
+        memory is needed and free, if there is too little for them; until then `free_bytes` keeps it for them."""
+        return
+
     def binding(self, tensors: Iterable[PackedTensor]) -> AbstractContextManager[None]:
-        """Within it, these and no others are bound. Entering raises BackendError, saying how much memory is needed and
-        free, if there is too little for all of them."""
+        """Within it, these, which were expected, and no others are bound."""
         return nullcontext()
 
     def free_bytes(self) -> int | None:

@@ -1,8 +1,13 @@
-"""The whole model: decoder and towers with their weights bound to one backend."""
+"""The whole model: decoder and towers with their weights bound to one backend.
+
+A tower is bound with the first picture or sound: until then it takes neither time nor the backend's memory, which is
+only known to be there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from cellmd.backends.ops import Ops, Tensor
@@ -25,16 +30,11 @@ class Gemma4:
     def __init__(self, ops: Ops, config: ModelConfig, tensors: Mapping[str, PackedTensor]) -> None:
         self.ops = ops
         self.config = config
-        self._vision = self._audio = None
-        weights = Weights(ops, tensors, "model.")
-        with ops.binding(tensors.values()):
-            self._decoder = Decoder(ops, config.text, weights.under("language_model."))
-            if config.vision is not None:
-                tower, embedder = weights.under("vision_tower."), weights.under("embed_vision.")
-                self._vision = VisionTower(ops, config.vision, tower, embedder)
-            if config.audio is not None:
-                tower, embedder = weights.under("audio_tower."), weights.under("embed_audio.")
-                self._audio = AudioTower(ops, config.audio, tower, embedder)
+        self._weights = Weights(ops, tensors, "model.")
+        ops.expect(tensors.values())
+        decoder = self._weights.under("language_model.")
+        with ops.binding(decoder.tensors()):
+            self._decoder = Decoder(ops, config.text, decoder)
 
     def forward(
         self, batch: Batch, caches: Sequence[Any], observe: Observe = ignore, key: object | None = None
@@ -45,14 +45,26 @@ class Gemma4:
 
     def encode_image(self, image: ImageFeatures, observe: Observe = ignore) -> Tensor:
         """Soft tokens float32 (n_soft_tokens, D) of a picture or film frame, which last."""
-        if self._vision is None:
-            raise PromptError("this model has no vision tower; take the picture or film out of the prompt")
         self.ops.begin()
         return self.ops.keep(self._vision.encode(image, observe))
 
     def encode_audio(self, sound: AudioFeatures, observe: Observe = ignore) -> Tensor:
         """Soft tokens float32 (n_soft_tokens, D) of a sound of at most 30 s, which last."""
-        if self._audio is None:
-            raise PromptError("this model has no audio tower; take the sound out of the prompt")
         self.ops.begin()
         return self.ops.keep(self._audio.encode(sound, observe))
+
+    @cached_property
+    def _vision(self) -> VisionTower:
+        if self.config.vision is None:
+            raise PromptError("this model has no vision tower; take the picture or film out of the prompt")
+        tower, embedder = self._weights.under("vision_tower."), self._weights.under("embed_vision.")
+        with self.ops.binding([*tower.tensors(), *embedder.tensors()]):
+            return VisionTower(self.ops, self.config.vision, tower, embedder)
+
+    @cached_property
+    def _audio(self) -> AudioTower:
+        if self.config.audio is None:
+            raise PromptError("this model has no audio tower; take the sound out of the prompt")
+        tower, embedder = self._weights.under("audio_tower."), self._weights.under("embed_audio.")
+        with self.ops.binding([*tower.tensors(), *embedder.tensors()]):
+            return AudioTower(self.ops, self.config.audio, tower, embedder)

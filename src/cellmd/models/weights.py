@@ -23,6 +23,9 @@ class Weights:
     def under(self, prefix: str) -> Weights:
         return Weights(self.ops, self._tensors, self._prefix + prefix)
 
+    def tensors(self) -> list[PackedTensor]:
+        return [tensor for name, tensor in self._tensors.items() if name.startswith(self._prefix)]
+
     def stored(self, name: str) -> PackedTensor:
         """The stored tensor; raises LayoutError naming it if the file has none of this name."""
         tensor = self._tensors.get(self._prefix + name)

@@ -20,11 +20,13 @@ import model_cases
 from cellmd.api import Model
 from cellmd.backends import create
 from cellmd.backends.cuda import driver
+from cellmd.backends.cuda.graph import Recorder
 from cellmd.backends.cuda.plain import TorchOps
 from cellmd.backends.ops import Clip, Ops
 from cellmd.backends.reference.operations import ReferenceOps
 from cellmd.config import ModelConfig
 from cellmd.container import Container, ContainerWriter, TensorDeclaration
+from cellmd.errors import BackendError
 from cellmd.models.gemma4 import Gemma4
 from cellmd.processors.features import Prompt
 from cellmd.quant.decode import decode
@@ -257,6 +259,27 @@ def test_what_a_mapped_file_holds(gpu: Ops, tmp_path: Path, monkeypatch: pytest.
             assert torch.equal(matrix.codes.cpu(), want.codes)
             assert torch.equal(matrix.scales.float().cpu(), want.scales.half().float())
         assert torch.equal(table.codes.cpu(), plain.table(file.tensors["table"]).codes)
+
+
+def test_memory_is_kept_for_what_is_bound_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where there is too little for the towers too, that is said at once."""
+    gpu, free = create("cuda"), 1 << 34
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (free, free))
+    monkeypatch.setattr(Recorder, "idle_bytes", lambda _recorder: 0)
+    with Container.open(model_cases.build(tmp_path, "tiny", "aggressive")) as container:
+        config = ModelConfig.from_dict(container.config)
+
+        def kept(*towers: str) -> int:
+            names = [name for name in container.tensors if name.split(".")[1] in towers]
+            return sum(container.tensors[name].n_bytes for name in names)
+
+        model = Gemma4(gpu, config, container.tensors)
+        assert gpu.free_bytes() == free - kept("vision_tower", "embed_vision", "audio_tower", "embed_audio")
+        model.encode_audio(model_cases.sound(8))
+        assert gpu.free_bytes() == free - kept("vision_tower", "embed_vision")
+        free = 1 << 29
+        with pytest.raises(BackendError, match="the weights need 512 MiB of the device's memory, 512 MiB of"):
+            Gemma4(gpu, config, container.tensors)
 
 
 def test_convolution(gpu: Ops) -> None:

@@ -33,25 +33,35 @@ class CudaOps(TorchOps):
     def __init__(self, device: str | torch.device = "cuda", *, tables_on_device: bool = False) -> None:
         super().__init__(device, tables_on_device=tables_on_device)
         self._tables_on_device = tables_on_device
+        self._awaited: dict[str, int] = {}
+        """Bytes of what is expected and not bound yet, by name."""
         self._recorder = Recorder(self.device)
         self._under_way: list[tuple[torch.cuda.Event, torch.Tensor]] = []
         """What is being sent to the host: memory that is written, whether or not anybody waits for it."""
 
     # ---- memory ---------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def binding(self, tensors: Iterable[PackedTensor]) -> Iterator[None]:
-        moved = [packed for packed in tensors if self._tables_on_device or not _only_looked_up(packed)]
-        on_device = sum(packed.n_bytes for packed in moved)
-        needed, (free, total) = on_device + _WORKING_BYTES, torch.cuda.mem_get_info(self.device)
+    def expect(self, tensors: Iterable[PackedTensor]) -> None:
+        self._awaited = {packed.name: packed.n_bytes for packed in self._moved(tensors)}
+        needed = sum(self._awaited.values()) + _WORKING_BYTES
+        free, total = torch.cuda.mem_get_info(self.device)
         if needed > free:
             raise BackendError(
                 f"backend 'cuda': the weights need {needed >> 20} MiB of the device's memory, {free >> 20} MiB of "
                 f"{total >> 20} MiB are free on {torch.cuda.get_device_name(self.device)}; free some, or use backend "
                 "'cpu'"
             )
+
+    @contextmanager
+    def binding(self, tensors: Iterable[PackedTensor]) -> Iterator[None]:
+        moved = self._moved(tensors)
         with self._upload.reading(moved):
             yield
+        for packed in moved:
+            self._awaited.pop(packed.name, None)
+
+    def _moved(self, tensors: Iterable[PackedTensor]) -> list[PackedTensor]:
+        return [packed for packed in tensors if self._tables_on_device or not _only_looked_up(packed)]
 
     def matrix(self, packed: PackedTensor, *, clip: Clip | None = None, bias: PackedTensor | None = None) -> Any:
         try:
@@ -73,7 +83,8 @@ class CudaOps(TorchOps):
             self._recorder.forget_rows()
 
     def free_bytes(self) -> int:
-        return int(torch.cuda.mem_get_info(self.device)[0]) + self._recorder.idle_bytes()
+        free = int(torch.cuda.mem_get_info(self.device)[0]) + self._recorder.idle_bytes()
+        return max(0, free - sum(self._awaited.values()))
 
     def peak_bytes(self) -> int:
         return int(torch.cuda.max_memory_reserved(self.device))
