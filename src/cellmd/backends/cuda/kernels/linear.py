@@ -254,6 +254,10 @@ def _tile(n_rows: int, matrix: DeviceMatrix, *, double: bool) -> Tile:
     return Tile(8 if n_outputs < 1024 else 16, whole, min(2 * whole, 8))
 
 
+_OPEN_TILES = (16, (8, 8, 4)), (32, (16, 16, 4)), (48, (16, 16, 8)), (1 << 30, (8, 32, 8))
+"""For one row: up to so many pieces; outputs, pieces and warps of a tile."""
+
+
 def _open_tile(n_rows: int, matrix: DeviceMatrix) -> Tile:
     """The same for products that may be given in parts."""
     pieces = n_pieces(matrix.shape[1])
@@ -263,7 +267,5 @@ def _open_tile(n_rows: int, matrix: DeviceMatrix) -> Tile:
         return _tile(n_rows, matrix, double=False)
     if pieces <= 2:
         return Tile(8, pieces, 1)
-    if pieces <= 32:
-        return Tile(16, 8, 8, splits=triton.cdiv(pieces, 8))
-    count = 16 if pieces <= 48 else 32
-    return Tile(16, count, 8, splits=triton.cdiv(pieces, count))
+    outputs, count, warps = next(tile for most, tile in _OPEN_TILES if pieces <= most)
+    return Tile(outputs, count, warps, splits=triton.cdiv(pieces, count))
