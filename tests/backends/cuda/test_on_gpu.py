@@ -264,7 +264,7 @@ def test_what_a_mapped_file_holds(gpu: Ops, tmp_path: Path, monkeypatch: pytest.
 def test_memory_is_kept_for_what_is_bound_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And where there is too little for the towers too, that is said at once."""
     gpu, free = create("cuda"), 1 << 34
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (free, free))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device=None: (free, free))
     monkeypatch.setattr(Recorder, "idle_bytes", lambda _recorder: 0)
     with Container.open(model_cases.build(tmp_path, "tiny", "aggressive")) as container:
         config = ModelConfig.from_dict(container.config)
