@@ -12,6 +12,6 @@ namespace {
 #include "../kernels/table.inl"
 }  // namespace
 
-const KernelTable amx_kernels = table_named("amx");
+const KernelTable amx_kernels = table_named<Once::IntoCaches>("amx");
 
 }  // namespace cellmd

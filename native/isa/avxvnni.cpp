@@ -12,6 +12,6 @@ namespace {
 #include "../kernels/table.inl"
 }  // namespace
 
-const KernelTable avxvnni_kernels = table_named("avxvnni");
+const KernelTable avxvnni_kernels = table_named<Once::IntoCaches>("avxvnni");
 
 }  // namespace cellmd

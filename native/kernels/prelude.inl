@@ -22,8 +22,13 @@ CELLMD_INLINE void repeat(const Body& body) {
     repeat_from<0, kTimes>(body);
 }
 
-// Of what is read once and then not again for long: other things may stay in the caches.
-CELLMD_INLINE void prefetch_once(const void* p) { __builtin_prefetch(p, 0, 0); }
+// Where to fetch what is read once and then not again for long: past the caches, in which other things may stay, or into
+// them, since Intel's processors read at half the rate past them.
+enum class Once : uint8_t { PastCaches, IntoCaches };
+template <Once kOnce>
+CELLMD_INLINE void prefetch_once(const void* p) {
+    __builtin_prefetch(p, 0, kOnce == Once::PastCaches ? 0 : 3);
+}
 CELLMD_INLINE void prefetch_to_write(const void* p) { __builtin_prefetch(p, 1, 3); }
 // Into the second-level cache.
 CELLMD_INLINE void prefetch_later(const void* p) { __builtin_prefetch(p, 0, 2); }

@@ -15,6 +15,7 @@
 
 static_assert(kQueryRows <= kMaxQueryRows);
 
+template <Once kOnce>
 constexpr KernelTable table_named(const char* name) {
     return {.name = name,
             .token_block = kTokenBlock,
@@ -26,9 +27,9 @@ constexpr KernelTable table_named(const char* name) {
             .gemm_int4 = gemm_tile16<true>,
             .gemm_int8 = gemm_tile16<false>,
             .gemm_int4_geglu = gemm_int4_geglu,
-            .gemv_int4 = gemv_tile16<true>,
-            .gemv_int8 = gemv_tile16<false>,
-            .gemv_int4_geglu = gemv_int4_geglu,
+            .gemv_int4 = gemv_tile16<true, kOnce>,
+            .gemv_int8 = gemv_tile16<false, kOnce>,
+            .gemv_int4_geglu = gemv_int4_geglu<kOnce>,
             .gemm_int4_geglu_codes = gemm_int4_geglu_codes,
             .gemm_row_int4 = gemm_row<true>,
             .gemm_row_int8 = gemm_row<false>,
