@@ -64,11 +64,11 @@ std::vector<const KernelTable*> available_kernels() {
     std::vector<const KernelTable*> tables;
 #if defined(CELLMD_X86)
     __builtin_cpu_init();
-    const bool intel = __builtin_cpu_is("intel") != 0;
+    const bool amd = __builtin_cpu_is("amd") != 0;
     if (has_amx()) tables.push_back(&amx_kernels);
-    if (has_avx512vnni()) tables.push_back(intel ? &avx512vnni_kernels_of_intel : &avx512vnni_kernels);
+    if (has_avx512vnni()) tables.push_back(amd ? &avx512vnni_kernels_of_amd : &avx512vnni_kernels);
     if (has_avxvnni()) tables.push_back(&avxvnni_kernels);
-    if (has_avx2()) tables.push_back(intel ? &avx2_kernels_of_intel : &avx2_kernels);
+    if (has_avx2()) tables.push_back(amd ? &avx2_kernels_of_amd : &avx2_kernels);
 #endif
 #if defined(CELLMD_ARM64)
     if (has_dotprod()) tables.push_back(&neon_dotprod_kernels);

@@ -12,7 +12,7 @@ namespace {
 #include "../kernels/table.inl"
 }  // namespace
 
-const KernelTable avx2_kernels = table_named<Once::PastCaches>("avx2");
-const KernelTable avx2_kernels_of_intel = table_named<Once::IntoCaches>("avx2");
+const KernelTable avx2_kernels = table_named<Once::IntoCaches>("avx2");
+const KernelTable avx2_kernels_of_amd = table_named<Once::PastCaches>("avx2");
 
 }  // namespace cellmd

@@ -11,7 +11,7 @@ namespace {
 #include "../kernels/table.inl"
 }  // namespace
 
-const KernelTable avx512vnni_kernels = table_named<Once::PastCaches>("avx512vnni");
-const KernelTable avx512vnni_kernels_of_intel = table_named<Once::IntoCaches>("avx512vnni");
+const KernelTable avx512vnni_kernels = table_named<Once::IntoCaches>("avx512vnni");
+const KernelTable avx512vnni_kernels_of_amd = table_named<Once::PastCaches>("avx512vnni");
 
 }  // namespace cellmd

@@ -11,6 +11,6 @@ namespace {
 #include "../kernels/table.inl"
 }  // namespace
 
-const KernelTable neon_dotprod_kernels = table_named<Once::PastCaches>("neon_dotprod");
+const KernelTable neon_dotprod_kernels = table_named<Once::IntoCaches>("neon_dotprod");
 
 }  // namespace cellmd

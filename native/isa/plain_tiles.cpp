@@ -11,6 +11,6 @@ namespace {
 #include "../kernels/table.inl"
 }  // namespace
 
-const KernelTable plain_tiles_kernels = table_named<Once::PastCaches>("plain_tiles");
+const KernelTable plain_tiles_kernels = table_named<Once::IntoCaches>("plain_tiles");
 
 }  // namespace cellmd

@@ -9,6 +9,6 @@ namespace {
 #include "../kernels/table.inl"
 }  // namespace
 
-const KernelTable scalar_kernels = table_named<Once::PastCaches>("scalar");
+const KernelTable scalar_kernels = table_named<Once::IntoCaches>("scalar");
 
 }  // namespace cellmd

@@ -8,10 +8,10 @@ namespace cellmd {
 extern const KernelTable scalar_kernels;
 #if defined(CELLMD_X86)
 extern const KernelTable avx2_kernels;
-extern const KernelTable avx2_kernels_of_intel;
+extern const KernelTable avx2_kernels_of_amd;
 extern const KernelTable avxvnni_kernels;
 extern const KernelTable avx512vnni_kernels;
-extern const KernelTable avx512vnni_kernels_of_intel;
+extern const KernelTable avx512vnni_kernels_of_amd;
 extern const KernelTable amx_kernels;
 #endif
 #if defined(CELLMD_ARM64)
