@@ -61,7 +61,7 @@ def naive_candidates(logits: list[float], options: Sampling) -> dict[int, float]
 def test_candidates_are_those_of_the_rules(logits: list[float], options: Sampling) -> None:
     want = naive_candidates(logits, options)
     ids, probabilities = candidates(logits_of(logits), options)
-    got = dict(zip(ids.tolist(), probabilities.tolist(), strict=True))
+    got = dict(zip(ids.tolist(), probabilities, strict=True))
     assert all(math.isclose(got[i], want[i], rel_tol=1e-9, abs_tol=1e-300) for i in got.keys() & want.keys())
     if got.keys() != want.keys():
         # Whether a sum reaches top_p, or a probability min_p, may hang on its last digit: then one token may differ.
@@ -255,6 +255,18 @@ def test_the_same_tokens_as_of_the_whole_row(
     want, got = WholeRow(options, seen), Sampler(options, seen)
     together = Logits.of(ops, ops.floats(rows))
     assert [got.choose(row) for row in together] == [want.choose(row) for row in rows]
+
+
+def test_every_choice_takes_one_number_whether_foreseen_or_not() -> None:
+    options, rng = Sampling(top_k=40, top_p=0.95, seed=9), np.random.default_rng(0)
+    rows = rng.standard_normal((200, 100), dtype=np.float32)
+    want, got = WholeRow(options, set()), Sampler(options)
+    chosen = []
+    for i, row in enumerate(Logits.of(REFERENCE, REFERENCE.floats(rows))):
+        foreseen = got.foreseen() if i % 3 else None
+        assert foreseen is None or got.foreseen() == foreseen
+        chosen.append(got.choose(row))
+    assert chosen == [want.choose(row) for row in rows]
 
 
 @pytest.mark.parametrize("row", [[math.nan] * 3, [-math.inf] * 3, [math.inf, 0.0, 0.0]])

@@ -11,9 +11,12 @@ token.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
+from operator import neg
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +26,12 @@ from cellmd.runtime.logits import AT_HAND, Logits
 
 _FIRST_LOOK = 256
 """Likeliest tokens that are looked at first where top_k names no number."""
+
+_DRAWN_AT_ONCE = 64
+"""Numbers that are drawn in one call: the same as one after the other."""
+
+Probabilities = list[float] | np.ndarray
+"""Plain numbers where they are few, float64 where they may be the whole vocabulary's."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +104,12 @@ class Sampler:
         if options.temperature == 0.0:
             token = int(_likeliest(logits, 1)[1][0])
         else:
-            drawn = self._drawn.popleft() if self._drawn else self._random.random()
+            drawn = self._numbers(1).popleft()
             ids, probabilities = candidates(logits, options, reach=drawn)
+            sums = _sums(probabilities)
             if options.cuts:
-                drawn *= probabilities.sum()
-            place = int(np.searchsorted(np.cumsum(probabilities), drawn, side="right"))
-            token = int(ids[min(place, len(ids) - 1)])
+                drawn *= sums[-1]
+            token = int(ids[bisect_right(sums, drawn, 0, len(ids) - 1)])
         if options.repetition_penalty != 1.0:
             self._seen.add(token)
         if options.presence_penalty or options.frequency_penalty:
@@ -117,12 +126,17 @@ class Sampler:
             return LIKELIEST, LIKELIEST
         if not 1 <= options.top_k < AT_HAND:
             return None
-        while len(self._drawn) < 2:
-            self._drawn.append(self._random.random())
+        numbers = self._numbers(2)
         first, second = (
-            Draw(options.temperature, options.top_k, options.top_p, options.min_p, self._drawn[i]) for i in range(2)
+            Draw(options.temperature, options.top_k, options.top_p, options.min_p, numbers[i]) for i in range(2)
         )
         return first, second
+
+    def _numbers(self, n: int) -> deque[float]:
+        """What is drawn for the next choices, n at least."""
+        if len(self._drawn) < n:
+            self._drawn.extend(self._random.random(_DRAWN_AT_ONCE).tolist())
+        return self._drawn
 
     def _penalised(self, logits: Logits) -> Logits:
         options = self._options
@@ -139,38 +153,41 @@ class Sampler:
         return logits.changed(values)
 
 
-def candidates(logits: Logits, options: Sampling, reach: float = math.inf) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens that may be drawn, likeliest first (of equals the lower id), and their float64 probabilities among the
-    tokens that top_k left, not summing to 1 once top_p or min_p has cut. top_k leaves all equals of the last that it
-    leaves; a logit of -inf makes no candidate. reach: where nothing cuts, the likeliest that together exceed it are
-    enough. Raises BackendError as `Sampler.choose` does."""
+def candidates(logits: Logits, options: Sampling, reach: float = math.inf) -> tuple[np.ndarray, Probabilities]:
+    """The tokens that may be drawn, likeliest first (of equals the lower id), and their probabilities among the tokens
+    that top_k left, not summing to 1 once top_p or min_p has cut. top_k leaves all equals of the last that it leaves; a
+    logit of -inf makes no candidate. reach: where nothing cuts, the likeliest that together exceed it are enough.
+    Raises BackendError as `Sampler.choose` does."""
     if 0 < options.top_k < len(logits):
         ids, probabilities = _of_top_k(logits, options)
-        probabilities /= probabilities.sum()
     else:
         ids, probabilities = _of_all(logits, options, reach)
     keep = len(ids)
     if options.top_p < 1.0:
-        keep = min(keep, int(np.searchsorted(np.cumsum(probabilities), options.top_p)) + 1)
+        keep = min(keep, bisect_left(_sums(probabilities), options.top_p) + 1)
     if options.min_p > 0.0:
-        keep = min(keep, int(np.count_nonzero(probabilities >= options.min_p * probabilities[0])))
+        least = options.min_p * probabilities[0]
+        keep = min(keep, bisect_right(probabilities, -least, key=neg))
     return ids[:keep], probabilities[:keep]
 
 
-def _of_top_k(logits: Logits, options: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens that top_k leaves, and their likelihoods beside that of the likeliest."""
+def _of_top_k(logits: Logits, options: Sampling) -> tuple[np.ndarray, Probabilities]:
+    """The tokens that top_k leaves, and their probabilities among each other. Plain numbers: right after a step
+    of the model, though not in a loop of choices alone, so few are gone through faster so than by calls of NumPy."""
     n, k = len(logits), options.top_k
     looked_at = k + 1
     values, ids = _likeliest(logits, looked_at)
     while looked_at < n and values[-1] == values[k - 1] > -np.inf:
         looked_at = min(2 * looked_at, n)
         values, ids = _likeliest(logits, looked_at)
-    left = int(np.count_nonzero(values > -np.inf))
-    left = int(np.count_nonzero(values >= values[min(k, left) - 1]))
-    return ids[:left], _relative(values[:left], values[0], options)
+    left: list[float] = [value for value in values.tolist() if value > -math.inf]
+    largest, least = left[0], left[min(k, len(left)) - 1]
+    relative = [math.exp((value - largest) / options.temperature) for value in left if value >= least]
+    total = math.fsum(relative)
+    return ids[: len(relative)], [likelihood / total for likelihood in relative]
 
 
-def _of_all(logits: Logits, options: Sampling, reach: float) -> tuple[np.ndarray, np.ndarray]:
+def _of_all(logits: Logits, options: Sampling, reach: float) -> tuple[np.ndarray, Probabilities]:
     """As many of the likeliest of all tokens as top_p, min_p or `reach` can need, and their probabilities among all:
     the sum of these goes by token id, so that no more than those few are put in order."""
     n, looked_at = len(logits), 0
@@ -187,6 +204,11 @@ def _of_all(logits: Logits, options: Sampling, reach: float) -> tuple[np.ndarray
             return ids[:left], probabilities
 
 
+def _sums(numbers: Probabilities) -> Probabilities:
+    """Of the first number, of the first two, and so on."""
+    return numbers.cumsum() if isinstance(numbers, np.ndarray) else list(accumulate(numbers))
+
+
 def _relative(values: np.ndarray, largest: np.float32, options: Sampling) -> np.ndarray:
     """float64 likelihoods of logits beside that of the largest."""
     with np.errstate(over="ignore"):  # a difference beyond any float is a likelihood of 0
@@ -196,7 +218,7 @@ def _relative(values: np.ndarray, largest: np.float32, options: Sampling) -> np.
 
 def _likeliest(logits: Logits, k: int) -> tuple[np.ndarray, np.ndarray]:
     values, ids = logits.best(k)
-    if not np.isfinite(values[0]):
+    if not math.isfinite(values[0]):
         raise BackendError(f"the model's largest logit is {values[0]}; its weights or its input are damaged")
     return values, ids
 
