@@ -43,6 +43,8 @@ void take_pages(std::byte* begin, size_t bytes) {
     for (size_t at = 0; at < bytes; at += kPage) begin[at] = std::byte{0};
 }
 
+thread_local uint64_t n_taken = 0;
+
 std::byte* allocate(size_t bytes) {
     void* p = std::aligned_alloc(kAlignment, bytes);
     if (!p) throw std::bad_alloc();
@@ -68,7 +70,10 @@ BlockRef::~BlockRef() {
     }
 }
 
+uint64_t blocks_taken() { return n_taken; }
+
 BlockRef MemoryPool::take(size_t bytes) {
+    n_taken++;
     const size_t size = block_size(bytes);
     {
         const std::lock_guard<std::mutex> lock(mutex_);

@@ -76,6 +76,9 @@ class MemoryPool : public std::enable_shared_from_this<MemoryPool> {
     uint64_t pass_ = 0;
 };
 
+// Blocks that this thread has taken from any pool.
+uint64_t blocks_taken();
+
 // Zeros that take memory as they are written, page by page, and not before.
 class LazyZeros {
    public:

@@ -13,8 +13,9 @@
 #include <functional>
 
 #include "cache.h"
-#include "encode.h"
+#include "module.h"
 #include "ops.h"
+#include "tape.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -126,19 +127,40 @@ Rows rows_of(const Tensor& x, const Tensor* y, const Tensor* closing, float scal
     return rows;
 }
 
-nb::tuple linears_of(Context& context, const Tensor& x, const Tensor* y, const Tensor* closing, float scale,
-                     const Tensor* weight, float eps, nb::sequence matrices, float cap) {
-    std::vector<const Matrix*> list;
-    for (const nb::handle matrix : matrices) list.push_back(nb::cast<const Matrix*>(matrix));
-    for (const Matrix* matrix : list)
+std::vector<Tensor> linears_of(Context& context, const Tensor& x, const Tensor* y, const Tensor* closing, float scale,
+                               const Tensor* weight, float eps, std::vector<const Matrix*> matrices, float cap) {
+    for (const Matrix* matrix : matrices)
         if (!matrix) throw nb::type_error("a matrix is needed, found None");
-    std::vector<Tensor> outputs;
+    const nb::gil_scoped_release unlocked;
+    return linears(context, rows_of(x, y, closing, scale, weight, eps), matrices, cap);
+}
+
+std::vector<Tensor> tensors_of(const nb::tuple& values) {
+    std::vector<Tensor> tensors;
+    for (const nb::handle value : values) tensors.push_back(nb::cast<const Tensor&>(value));
+    return tensors;
+}
+
+// What the function gives for these tensors, one or a tuple of them, and the tape that does it again, or None if it did what
+// cannot be recorded.
+nb::tuple record(Context&, const nb::callable& function, const nb::tuple& inputs) {
+    if (Tape::recording()) return nb::make_tuple(function(*inputs), nb::none());
+    Tape tape(tensors_of(inputs));
+    nb::object results;
     {
-        const nb::gil_scoped_release unlocked;
-        outputs = linears(context, rows_of(x, y, closing, scale, weight, eps), list, cap);
+        const Tape::Recording recording(tape);
+        results = function(*inputs);
     }
+    const bool one = nb::isinstance<Tensor>(results);
+    const bool usable = tape.finish(tensors_of(one ? nb::make_tuple(results) : nb::cast<nb::tuple>(results)), one);
+    return nb::make_tuple(results, usable ? nb::cast(std::move(tape)) : nb::none());
+}
+
+nb::object play(const Tape& tape, Context& context, const nb::tuple& inputs) {
+    std::vector<Tensor> tensors = tape.run(context, tensors_of(inputs), check_interrupt);
+    if (tape.gives_one()) return nb::cast(std::move(tensors.front()));
     nb::list results;
-    for (Tensor& out : outputs) results.append(nb::cast(std::move(out)));
+    for (Tensor& out : tensors) results.append(nb::cast(std::move(out)));
     return nb::tuple(results);
 }
 
@@ -199,45 +221,6 @@ void load_slot(Cache& cache, int64_t slot, int64_t n, const Bytes& bytes) {
     cache.load(slot, n, reinterpret_cast<const std::byte*>(bytes.data()));
 }
 
-using Weights = nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using OutBytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using OutFloats = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Shrinks = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
-// Rows of float32, or of bfloat16 as uint16, into the buffers that are given: (finite, in range, the largest weight, the
-// largest error, the errors' squares, the weights' squares). See quant/encode.py.
-nb::tuple encode_matrix(const Weights& rows, std::string_view dtype, std::string_view layout, int64_t group_size,
-                        std::string_view scale_dtype, const Shrinks& shrinks, const OutBytes& data, const OutBytes& scales,
-                        const std::optional<OutFloats>& row_factors) {
-    const bool bfloat = rows.dtype() == nb::dtype<uint16_t>();
-    require(bfloat || rows.dtype() == nb::dtype<float>(), "weights must be float32, or bfloat16 as uint16");
-    require(dtype == "i4" || dtype == "i8", "weights as '", dtype, "'; known are i4 and i8");
-    require(layout == "row" || layout == "tile16", "a layout '", layout, "'; known are row and tile16");
-    const int64_t n = static_cast<int64_t>(rows.shape(0)), k = static_cast<int64_t>(rows.shape(1));
-    require(n > 0 && k > 0 && k <= kMaxEncodedColumns, n, " x ", k, " weights");
-    require(group_size == 0 || group_size == 32 || group_size == 64 || group_size == 128 || group_size == 256, "groups of ",
-            group_size, " columns");
-    require(shrinks.size() < kMaxCandidates, shrinks.size(), " scales to try; ", kMaxCandidates - 1, " are possible");
-    const EncodeArgs args{.rows = rows.data(), .bfloat = bfloat, .n = n, .k = k, .int4 = dtype == "i4",
-                          .tiled = layout == "tile16", .group = static_cast<int>(group_size ? group_size : k),
-                          .scale_type = scale_type_of(scale_dtype), .shrinks = shrinks.data(),
-                          .n_shrinks = static_cast<int>(shrinks.size()), .data = data.data(), .scales = scales.data(),
-                          .row_factors = row_factors ? row_factors->data() : nullptr};
-    const EncodedSizes wanted = encoded_sizes(args);
-    const int64_t factor_bytes = row_factors ? static_cast<int64_t>(row_factors->nbytes()) : 0;
-    require(static_cast<int64_t>(data.nbytes()) == wanted.data && static_cast<int64_t>(scales.nbytes()) == wanted.scales &&
-                factor_bytes == wanted.row_factors,
-            n, " x ", k, " weights take ", wanted.data, ", ", wanted.scales, " and ", wanted.row_factors,
-            " bytes of data, scales and row factors, found ", data.nbytes(), ", ", scales.nbytes(), " and ", factor_bytes);
-    const KernelTable& kernels = chosen_kernels();
-    EncodeSums sums;
-    {
-        const nb::gil_scoped_release unlocked;
-        sums = encode_rows(kernels, args);
-    }
-    return nb::make_tuple(sums.finite, sums.in_range, sums.largest, sums.max_abs, sums.error, sums.signal);
-}
-
 // An exception becomes that of cellmd.errors.
 template <typename Error>
 void translate(const char* name) {
@@ -283,65 +266,69 @@ void bind_types(nb::module_& m) {
 
 void bind_rows(nb::class_<Context>& c) {
     c.def("embed",
-          [](Context& self, const Matrix& table, const Tensor& ids, float scale, int64_t start, std::optional<int64_t> stop) {
+          recorded(+[](Context& self, const Matrix& table, const Tensor& ids, float scale, int64_t start,
+                       std::optional<int64_t> stop) {
               const nb::gil_scoped_release unlocked;  // a row may have to come from the disk
               return embed(self, table, ids, scale, start, stop.value_or(table.k()));
-          },
+          }),
           "table"_a, "ids"_a, "scale"_a, "start"_a, "stop"_a.none());
-    c.def("take_rows", &take_rows);
-    c.def("put_rows", &put_rows);
-    c.def("linears", &linears_of, "x"_a, "y"_a.none(), "closing"_a.none(), "scale"_a, "norm_weight"_a.none(), "eps"_a,
-          "matrices"_a, "cap"_a);
-    c.def("linear", [](Context& self, const Tensor& x, const Matrix& matrix) {
+    c.def("take_rows", recorded(&take_rows));
+    c.def("put_rows", recorded(&put_rows));
+    c.def("linears", recorded(&linears_of), "x"_a, "y"_a.none(), "closing"_a.none(), "scale"_a, "norm_weight"_a.none(),
+          "eps"_a, "matrices"_a, "cap"_a);
+    c.def("linear", recorded(+[](Context& self, const Tensor& x, const Matrix& matrix) {
         const nb::gil_scoped_release unlocked;
         return linear(self, x, matrix);
-    });
-    c.def("gated_linear", [](Context& self, const Tensor& x, const Tensor& weight, float eps, const Matrix& gate, const Matrix& up) {
+    }));
+    c.def("gated_linear", recorded(+[](Context& self, const Tensor& x, const Tensor& weight, float eps, const Matrix& gate,
+                                       const Matrix& up) {
         const nb::gil_scoped_release unlocked;
         return gated_linear(self, rows_of(x, nullptr, nullptr, 1.0f, &weight, eps), gate, up);
-    });
+    }));
     c.def("gated_layer",
-          [](Context& self, const Tensor& x, const Tensor& y, const Tensor& closing, const Tensor& weight, float eps,
-             const Matrix& gate, const Matrix& up, const Matrix& down) {
+          recorded(+[](Context& self, const Tensor& x, const Tensor& y, const Tensor& closing, const Tensor& weight, float eps,
+                       const Matrix& gate, const Matrix& up, const Matrix& down) {
               const nb::gil_scoped_release unlocked;
               return gated_layer(self, rows_of(x, &y, &closing, 1.0f, &weight, eps), gate, up, down);
-          });
+          }));
     c.def("gated_by",
-          [](Context& self, const Tensor& x, const Tensor& y, const Tensor& closing, float eps, const Matrix& gate,
-             const Tensor& up, const Matrix& projection) {
+          recorded(+[](Context& self, const Tensor& x, const Tensor& y, const Tensor& closing, float eps, const Matrix& gate,
+                       const Tensor& up, const Matrix& projection) {
               const Matrix* const one[] = {&gate};
               const nb::gil_scoped_release unlocked;
               const std::vector<Tensor> gates = linears(self, rows_of(x, &y, &closing, 1.0f, nullptr, eps), one);
               return linear(self, geglu(self, gates.front(), up), projection);
-          });
+          }));
     c.def("norm_add_embed",
-          [](Context& self, const Tensor& x, float x_scale, const Tensor& weight, float eps, const Matrix& table,
-             const Tensor& ids, float table_scale, int64_t start, float scale) {
+          recorded(+[](Context& self, const Tensor& x, float x_scale, const Tensor& weight, float eps, const Matrix& table,
+                       const Tensor& ids, float table_scale, int64_t start, float scale) {
               const nb::gil_scoped_release unlocked;
               norm_add_embed(self, x, x_scale, {&weight, eps}, table, ids, table_scale, start, scale);
-          });
+          }));
     c.def("rms_norm",
-          [](Context& self, const Tensor& x, const Tensor* weight, float eps) {
+          recorded(+[](Context& self, const Tensor& x, const Tensor* weight, float eps) {
               return unlocked_for(x, [&] { return rms_norm(self, x, {weight, eps}); });
-          },
+          }),
           "x"_a, "weight"_a.none(), "eps"_a);
-    c.def("layer_norm", [](Context& self, const Tensor& x, const Tensor& weight, float eps) {
+    c.def("layer_norm", recorded(+[](Context& self, const Tensor& x, const Tensor& weight, float eps) {
         return unlocked_for(x, [&] { return layer_norm(self, x, weight, eps); });
-    });
-    c.def("add_norm", [](Context& self, const Tensor& x, const Tensor& y, const Tensor& weight, float eps, float scale) {
+    }));
+    c.def("add_norm", recorded(+[](Context& self, const Tensor& x, const Tensor& y, const Tensor& weight, float eps,
+                                   float scale) {
         unlocked_for(x, [&] { add_norm(self, x, {&y, {&weight, eps}, scale}); });
-    });
+    }));
     c.def(
         "rope_table",
-        [](Context& self, const Tensor& positions, double base, int64_t rotary_dim, int64_t head_dim, double stretch) {
+        recorded(+[](Context& self, const Tensor& positions, double base, int64_t rotary_dim, int64_t head_dim,
+                     double stretch) {
             return unlocked_for(positions, [&] { return rope_table(self, positions, base, rotary_dim, head_dim, stretch); });
-        },
+        }),
         "positions"_a, "base"_a, "rotary_dim"_a, "head_dim"_a, "stretch"_a = 1.0);
     c.def("rope",
-          [](Context& self, const Tensor& x, const Tensor* weight, std::optional<float> eps, const Tensor& table) {
+          recorded(+[](Context& self, const Tensor& x, const Tensor* weight, std::optional<float> eps, const Tensor& table) {
               const auto norm = norm_of(weight, eps);
               return unlocked_for(x, [&] { return rope(self, x, norm, table); });
-          },
+          }),
           "x"_a, "norm_weight"_a.none(), "eps"_a.none(), "table"_a);
     c.def("rope_2d",
           [](Context& self, const Tensor& x, const Tensor& table_x, const Tensor& table_y) {
@@ -350,10 +337,12 @@ void bind_rows(nb::class_<Context>& c) {
 }
 
 void bind_elements(nb::class_<Context>& c) {
-    c.def("add", [](Context& self, const Tensor& x, const Tensor& y, float factor) {
+    c.def("add", recorded(+[](Context& self, const Tensor& x, const Tensor& y, float factor) {
         unlocked_for(x, [&] { add(self, x, y, factor); });
-    });
-    c.def("scale", [](Context& self, const Tensor& x, float factor) { unlocked_for(x, [&] { scale(self, x, factor); }); });
+    }));
+    c.def("scale", recorded(+[](Context& self, const Tensor& x, float factor) {
+        unlocked_for(x, [&] { scale(self, x, factor); });
+    }));
     c.def("affine", [](Context& self, const Tensor& x, const nb::object& factor, const nb::object& offset) {
         const Operand f = operand_of(factor), o = operand_of(offset);
         return unlocked_for(x, [&] { return affine(self, x, f, o); });
@@ -361,12 +350,14 @@ void bind_elements(nb::class_<Context>& c) {
     c.def("clamp", [](Context& self, const Tensor& x, float low, float high) {
         return unlocked_for(x, [&] { return clamp(self, x, low, high); });
     });
-    c.def("geglu", [](Context& self, const Tensor& gate, const Tensor& up) {
+    c.def("geglu", recorded(+[](Context& self, const Tensor& gate, const Tensor& up) {
         return unlocked_for(gate, [&] { return geglu(self, gate, up); });
-    });
-    c.def("silu", [](Context& self, const Tensor& x) { return unlocked_for(x, [&] { return silu(self, x); }); });
-    c.def("glu", [](Context& self, const Tensor& x) { return unlocked_for(x, [&] { return glu(self, x); }); });
-    c.def("softcap", [](Context& self, const Tensor& x, float cap) { unlocked_for(x, [&] { softcap(self, x, cap); }); });
+    }));
+    c.def("silu", recorded(+[](Context& self, const Tensor& x) { return unlocked_for(x, [&] { return silu(self, x); }); }));
+    c.def("glu", recorded(+[](Context& self, const Tensor& x) { return unlocked_for(x, [&] { return glu(self, x); }); }));
+    c.def("softcap", recorded(+[](Context& self, const Tensor& x, float cap) {
+        unlocked_for(x, [&] { softcap(self, x, cap); });
+    }));
     c.def("top_k", [](Context& self, const Tensor& logits, int64_t k) {
         auto [values, ids] = unlocked_for(logits, [&] { return top_k(self, logits, k); });
         return nb::make_tuple(std::move(values), std::move(ids));
@@ -381,26 +372,34 @@ void bind_attention(nb::class_<Context>& c) {
     c.def("new_cache", [](Context&, int64_t slots, int64_t capacity, int64_t heads, int64_t head_dim, std::string_view type) {
         return new Cache(slots, capacity, heads, head_dim, cache_type_of(type));
     });
-    c.def("append", &append, nb::call_guard<nb::gil_scoped_release>());
+    c.def("append", recorded(+[](Context& self, Cache& cache, const Tensor& keys, const Tensor& values, const Tensor& slots,
+                                 const Tensor& positions) {
+        const nb::gil_scoped_release unlocked;
+        append(self, cache, keys, values, slots, positions);
+    }));
     c.def("append_normed",
-          [](Context& self, Cache& cache, const Tensor& keys, const Tensor& values, const Tensor& weight, float eps,
-             const Tensor& table, const Tensor& slots, const Tensor& positions) {
+          recorded(+[](Context& self, Cache& cache, const Tensor& keys, const Tensor& values, const Tensor& weight, float eps,
+                       const Tensor& table, const Tensor& slots, const Tensor& positions) {
               unlocked_for(keys, [&] { append_normed(self, cache, keys, values, {&weight, eps}, table, slots, positions); });
-          });
+          }));
     c.def("attend",
-          [](Context& self, Cache& cache, const Tensor& q, const Tensor& q_weight, const Tensor* keys, const Tensor* values,
-             const Tensor* key_weight, float eps, const Tensor& table, const Tensor& slots, const Tensor& positions,
-             int64_t window, const Matrix& output) {
+          recorded(+[](Context& self, Cache& cache, const Tensor& q, const Tensor& q_weight, const Tensor* keys,
+                       const Tensor* values, const Tensor* key_weight, float eps, const Tensor& table, const Tensor& slots,
+                       const Tensor& positions, int64_t window, const Matrix& output) {
               const nb::gil_scoped_release unlocked;
               expect_attention(self, cache, slots, positions, window, output);
               if (keys && values) append_normed(self, cache, *keys, *values, {key_weight, eps}, table, slots, positions);
               const Tensor seen = attention(self, rope(self, q, Norm{&q_weight, eps}, table), cache, slots, positions, window);
               const int64_t flat[] = {seen.rows(), seen.row_size()};
               return linear(self, seen.reshaped(flat), output);
-          },
+          }),
           "cache"_a, "q"_a, "q_weight"_a, "keys"_a.none(), "values"_a.none(), "key_weight"_a.none(), "eps"_a, "table"_a,
           "slots"_a, "positions"_a, "window"_a, "output"_a);
-    c.def("attention", &attention, nb::call_guard<nb::gil_scoped_release>());
+    c.def("attention", recorded(+[](Context& self, const Tensor& q, const Cache& cache, const Tensor& slots,
+                                    const Tensor& positions, int64_t window) {
+        const nb::gil_scoped_release unlocked;
+        return attention(self, q, cache, slots, positions, window);
+    }));
     c.def("attention_bidirectional", &attention_bidirectional, nb::call_guard<nb::gil_scoped_release>());
     c.def("attention_relative", &attention_relative, nb::call_guard<nb::gil_scoped_release>());
 }
@@ -415,8 +414,7 @@ NB_MODULE(_native, m) {
     translate<FileError>("ContainerError");
 
     bind_types(m);
-    m.def("encode_matrix", &encode_matrix, "rows"_a.noconvert(), "dtype"_a, "layout"_a, "group_size"_a, "scale_dtype"_a,
-          "shrinks"_a.noconvert(), "data"_a.noconvert(), "scales"_a.noconvert(), "row_factors"_a.none().noconvert());
+    bind_encode(m);
     m.def("instruction_sets", [] {
         std::vector<std::string> names;
         for (const KernelTable* table : available_kernels()) names.emplace_back(table->name);
@@ -431,15 +429,17 @@ NB_MODULE(_native, m) {
     c.def_prop_ro("instruction_set", [](const Context& self) { return self.kernels.name; });
     c.def_prop_ro("threads", &Context::threads);
     c.def_prop_ro("held_bytes", [](const Context& self) { return self.memory->held_bytes(); });
-    c.def("begin", [](Context& self) { self.memory->next_pass(); });
+    c.def("begin", recorded(+[](Context& self) { self.memory->next_pass(); }));
+    c.def("record", &record, "function"_a, "inputs"_a);
     c.def("time_read", &time_read, "bytes"_a.noconvert());
     c.def("time_multiply", &time_multiply);
     c.def("floats", &tensor_of);
     c.def("ints", &ints_of);
     c.def("zeros", &zeros);
     c.def("keep", &copy_of);
-    c.def("reshape", [](Context&, const Tensor& x, const std::vector<int64_t>& shape) { return x.reshaped(shape); });
-    c.def("columns", [](Context&, const Tensor& x, int64_t start, int64_t stop) { return x.columns(start, stop); });
+    c.def("reshape", recorded(+[](Context&, const Tensor& x, const std::vector<int64_t>& shape) { return x.reshaped(shape); }));
+    c.def("columns", recorded(+[](Context&, const Tensor& x, int64_t start, int64_t stop) { return x.columns(start, stop); }));
+    nb::class_<Tape>(m, "Tape", "What `Context.record` recorded.").def("play", &play, "context"_a, "inputs"_a);
     bind_rows(c);
     bind_elements(c);
     bind_attention(c);

@@ -15,9 +15,10 @@ How far results may lie from `reference`:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -28,6 +29,8 @@ from cellmd.quant.decode import decode
 from cellmd.quant.tensor import PackedTensor
 
 CacheDtype = Literal["f16", "f32", "i8"]
+
+_MOST_RECORDED_ROWS = 8
 
 _CEILING_BYTES = 1 << 29
 _CEILING_RUNS = 7
@@ -42,6 +45,7 @@ class CpuOps(Ops):
     def __init__(self, threads: int, cache_dtype: CacheDtype = "f16") -> None:
         self._native = _native.Context(threads)
         self._cache_dtype = cache_dtype
+        self._tapes: WeakKeyDictionary[Any, dict[tuple[str, int], Any]] = WeakKeyDictionary()
 
     @property
     def threads(self) -> int:
@@ -63,6 +67,20 @@ class CpuOps(Ops):
         read_bytes = sum(each.nbytes // 4096 * 4096 for each in stored)
         seconds = min(sum(self._native.time_read(_bytes(each)) for each in stored) for _ in range(_CEILING_RUNS))
         return float(read_bytes / seconds)
+
+    # ---- work that comes again ------------------------------------------------------------------------------------
+
+    def replay(self, key: object, name: str, function: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
+        """Of few rows, for which Python's share of the time is worth saving."""
+        n_rows = inputs[0].shape[0]
+        if n_rows > _MOST_RECORDED_ROWS:
+            return function(*inputs)
+        tapes = self._tapes.setdefault(key, {})
+        if (name, n_rows) in tapes:
+            tape = tapes[name, n_rows]
+            return function(*inputs) if tape is None else tape.play(self._native, tuple(inputs))
+        results, tapes[name, n_rows] = self._native.record(function, tuple(inputs))
+        return results
 
     # ---- memory ---------------------------------------------------------------------------------------------------
 
@@ -142,12 +160,10 @@ class CpuOps(Ops):
         return self._native.linear(x, matrix)
 
     def linears(self, x: Tensor, matrices: Sequence[Matrix]) -> tuple[Tensor, ...]:
-        results: tuple[Tensor, ...] = self._native.linears(x, None, None, 1.0, None, 0.0, matrices, 0.0)
-        return results
+        return tuple(self._native.linears(x, None, None, 1.0, None, 0.0, matrices, 0.0))
 
     def norm_linears(self, x: Tensor, weight: Tensor, eps: float, matrices: Sequence[Matrix]) -> tuple[Tensor, ...]:
-        results: tuple[Tensor, ...] = self._native.linears(x, None, None, 1.0, weight, eps, matrices, 0.0)
-        return results
+        return tuple(self._native.linears(x, None, None, 1.0, weight, eps, matrices, 0.0))
 
     def norm_geglu(self, x: Tensor, weight: Tensor, eps: float, gate: Matrix, up: Matrix) -> Tensor:
         return self._native.gated_linear(x, weight, eps, gate, up)
@@ -165,8 +181,7 @@ class CpuOps(Ops):
         eps: float,
         matrices: Sequence[Matrix],
     ) -> tuple[Tensor, ...]:
-        results: tuple[Tensor, ...] = self._native.linears(x, y, closing, scale, weight, eps, matrices, 0.0)
-        return results
+        return tuple(self._native.linears(x, y, closing, scale, weight, eps, matrices, 0.0))
 
     def add_norm_norm_ffn_(
         self,
