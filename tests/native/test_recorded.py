@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -187,6 +188,33 @@ def test_errors_while_it_is_played(ops: CpuOps) -> None:
     with pytest.raises(ArgumentError, match="float32"):
         ops.replay(key, "twice", pytest.fail, (ops.ints([1]),))
     assert np.isfinite(ops.replay(key, "layer", layer, (ids, positions, slots))[0].numpy()).all()
+
+
+def test_an_interrupt_ends_the_playing(ops: CpuOps) -> None:
+    """Between two operations: not all of those that were recorded have been done."""
+    key, n_steps = Key(), 4000
+    matrix = ops.matrix(encode("w", np.ones((256, 256), np.float32), Coding("i4", "tile16", 32, "f16")))
+
+    def count(x: Tensor, wide: Tensor) -> Tensor:
+        for _ in range(n_steps):
+            ops.affine(ops.linear(wide, matrix), 1.0, 0.0)
+            ops.add_(x, one)
+        return x
+
+    def interrupted(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    one, wide = ops.floats([[1.0]]), ops.zeros((8, 256))
+    assert ops.to_numpy(ops.replay(key, "count", count, (ops.floats([[0.0]]), wide))).item() == n_steps
+    x = ops.floats([[0.0]])
+    handler = signal.signal(signal.SIGALRM, interrupted)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.005)
+        with pytest.raises(KeyboardInterrupt):
+            ops.replay(key, "count", count, (x, wide))
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+    assert 0 < ops.to_numpy(x).item() < n_steps
 
 
 def test_foreign_types_are_refused(ops: CpuOps) -> None:
