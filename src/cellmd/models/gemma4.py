@@ -6,9 +6,9 @@ only known to be there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cellmd.backends.ops import Ops, Tensor
 from cellmd.config import ModelConfig
@@ -22,6 +22,10 @@ from cellmd.quant.tensor import PackedTensor
 
 if TYPE_CHECKING:
     from cellmd.processors.features import AudioFeatures, ImageFeatures
+
+_Config = TypeVar("_Config")
+_Tower = TypeVar("_Tower")
+_MakeTower = Callable[[Ops, _Config, Weights, Weights], _Tower]
 
 
 class Gemma4:
@@ -57,14 +61,15 @@ class Gemma4:
     def _vision(self) -> VisionTower:
         if self.config.vision is None:
             raise PromptError("this model has no vision tower; take the picture or film out of the prompt")
-        tower, embedder = self._weights.under("vision_tower."), self._weights.under("embed_vision.")
-        with self.ops.binding([*tower.tensors(), *embedder.tensors()]):
-            return VisionTower(self.ops, self.config.vision, tower, embedder)
+        return self._bound(VisionTower, self.config.vision, "vision")
 
     @cached_property
     def _audio(self) -> AudioTower:
         if self.config.audio is None:
             raise PromptError("this model has no audio tower; take the sound out of the prompt")
-        tower, embedder = self._weights.under("audio_tower."), self._weights.under("embed_audio.")
-        with self.ops.binding([*tower.tensors(), *embedder.tensors()]):
-            return AudioTower(self.ops, self.config.audio, tower, embedder)
+        return self._bound(AudioTower, self.config.audio, "audio")
+
+    def _bound(self, tower: _MakeTower[_Config, _Tower], config: _Config, kind: str) -> _Tower:
+        own, embedder = self._weights.under(f"{kind}_tower."), self._weights.under(f"embed_{kind}.")
+        with self.ops.binding([*own.tensors(), *embedder.tensors()]):
+            return tower(self.ops, config, own, embedder)
