@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import re
 import sys
 from pathlib import Path
@@ -85,6 +86,35 @@ def test_what_is_read_among_it_comes_by_way_of_the_map(tmp_path: Path, monkeypat
         assert len(list(container.tensors.values())) == len(CODINGS)
         factors = container._header.tensors[MATRIX].blobs["row_factors"]
         assert brought == [(factors.offset, factors.offset + factors.nbytes)]
+
+
+def test_verifying_reads_the_disk_and_what_every_step_reads_in_large_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each range by way of the map first, and only then as it is checked."""
+    path = tmp_path / "f.cellmd"
+    write(path)
+    done: list[tuple[str, int, int]] = []
+    pread = os.pread
+
+    def reading(file: int, n: int, offset: int) -> bytes:
+        done.append(("read", offset, offset + n))
+        return pread(file, n, offset)
+
+    monkeypatch.setattr(reader, "forget", lambda file: done.append(("forget", 0, os.fstat(file).st_size)))
+    monkeypatch.setattr(reader, "bring_in", lambda mapped, start, stop: done.append(("bring in", start, stop)))
+    monkeypatch.setattr(os, "pread", reading)
+    with Container.open(path) as container:
+        assert container.verify() > 0
+        blobs = container._header.tensors[MATRIX].blobs.values()
+    assert done[0] == ("forget", 0, path.stat().st_size)
+    for blob in blobs:
+        brought = done.index(("bring in", blob.offset, blob.offset + blob.nbytes))
+        assert not any(
+            what == "read" and start < blob.offset + blob.nbytes and stop > blob.offset
+            for what, start, stop in done[:brought]
+        )
+    assert {start for what, start, _ in done if what == "bring in"} == {blob.offset for blob in blobs}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what is in memory")

@@ -3,13 +3,15 @@
 A decoding step reads every weight of the decoder once. Through pages of 4 kB that goes a tenth to a sixth slower than
 through pages of 2 MB. Linux maps such pages of a file where its cache holds the file in as large pieces, and those are
 as large as the reads or writes that filled it. So a file is written into pieces made beforehand, and what is read whole
-is read in such pieces from the disk. What is read here and there is mapped in small pages: a large one would bring
-2 MB into memory for a few bytes. Where the system knows none of this, nothing is different but the speed.
+is read in such pieces from the disk; a file that came otherwise, by a download say, when it is verified. What is read
+here and there is mapped in small pages: a large one would bring 2 MB into memory for a few bytes. Where the system
+knows none of this, nothing is different but the speed.
 """
 
 from __future__ import annotations
 
 import mmap
+import os
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
@@ -44,6 +46,14 @@ def bring_in(mapped: mmap.mmap, start: int, stop: int) -> None:
         start -= start % HUGE_PAGE_BYTES  # of what was mapped along with it nothing shall count as memory in use
         stop = min(stop - stop % -HUGE_PAGE_BYTES, len(mapped))
         mapped.madvise(mmap.MADV_DONTNEED, start, stop - start)  # it stays in the cache
+
+
+def forget(file: int) -> None:
+    """Have the cache let go of a file, but for what a process has mapped: what is read next comes from the disk."""
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):
+            os.fsync(file)  # what is not on the disk yet would stay
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

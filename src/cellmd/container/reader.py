@@ -27,7 +27,7 @@ from cellmd.container.layout import (
     PREFIX_BYTES,
     VERSION,
 )
-from cellmd.container.pages import advise_reader, bring_in
+from cellmd.container.pages import advise_reader, bring_in, forget
 from cellmd.errors import (
     ContainerError,
     CorruptError,
@@ -166,14 +166,20 @@ class Container:
         return memoryview(self._mapped)[entry.blob.offset : entry.blob.offset + entry.blob.nbytes]
 
     def verify(self, progress: Callable[[int], None] | None = None) -> int:
-        """Read the whole file and compare every checksum; padding must be zero and scales finite.
+        """Read the whole file from the disk and compare every checksum; padding must be zero and scales finite. The
+        system's cache holds it afterwards as a decoding step reads it fastest (`pages`).
 
         progress: called with the number of bytes read since the last call. Returns how many checksums were compared,
         which is 0 for version 1: it has none. Raises CorruptError naming the tensor or asset.
         """
         compared = 0
         end = self.header_bytes
+        mapped = self._opened()
+        forget(self._file.fileno())
+        every_step = set(_blobs_of_every_step(self._header))
         for what, blob in sorted(self._header.blobs(), key=lambda item: item[1].offset):
+            if blob in every_step:
+                bring_in(mapped, blob.offset, blob.offset + blob.nbytes)
             if self.version != LEGACY_VERSION:
                 self._check_padding(end, blob.offset)
             digest = hashlib.sha256()
@@ -205,13 +211,17 @@ class Container:
                 result[component] += size
         return result
 
+    def _opened(self) -> mmap.mmap:
+        if self._mapped is None:
+            raise ContainerError(f"{self.path}: the file was closed")
+        return self._mapped
+
     def _blob_bytes(self, blob: Blob) -> bytes:
         return b"".join(self._pieces(blob.offset, blob.offset + blob.nbytes))
 
     def _pieces(self, start: int, stop: int) -> Iterator[bytes]:
         """Bytes start .. stop by reading, not through the map: pages read once would count as memory in use."""
-        if self._file.closed:
-            raise ContainerError(f"{self.path}: the file was closed")
+        self._opened()
         for offset in range(start, stop, _READ_BYTES):
             yield os.pread(self._file.fileno(), min(_READ_BYTES, stop - offset), offset)
 
@@ -242,6 +252,22 @@ def _components(tensor_name: str) -> tuple[str, ...]:
     return ("text", "per_layer") if "embed_tokens_per_layer." in tensor_name else ("text",)
 
 
+def _looked_up(entry: TensorEntry, version: int) -> bool:
+    """In version 2 `row` means so; in version 1 every matrix lies in rows, and only one table is looked up."""
+    in_rows = entry.coding.quantised and entry.coding.layout == "row"
+    return in_rows and (version != LEGACY_VERSION or "per_layer" in _components(entry.name))
+
+
+def _read_every_step(entry: TensorEntry, version: int) -> bool:
+    return "text" in _components(entry.name) and not _looked_up(entry, version)
+
+
+def _blobs_of_every_step(header: Header) -> Iterator[Blob]:
+    for entry in header.tensors.values():
+        if _read_every_step(entry, header.version):
+            yield from entry.blobs.values()
+
+
 class _Tensors(Mapping[str, PackedTensor]):
     """Tensors by name, built at first use. What is checked then is read, not touched through the map: a page that is
     touched may be a large one, and the towers of a model that only writes text are to stay out of memory."""
@@ -254,8 +280,7 @@ class _Tensors(Mapping[str, PackedTensor]):
         self._file = file
         self._content = np.frombuffer(mapped, np.uint8)
         self._built: dict[str, PackedTensor] = {}
-        every_step = (entry for entry in self._entries.values() if self._read_every_step(entry))
-        advise_reader(mapped, [(b.offset, b.offset + b.nbytes) for entry in every_step for b in entry.blobs.values()])
+        advise_reader(mapped, [(blob.offset, blob.offset + blob.nbytes) for blob in _blobs_of_every_step(header)])
 
     def __getitem__(self, name: str) -> PackedTensor:
         built = self._built.get(name)
@@ -275,7 +300,7 @@ class _Tensors(Mapping[str, PackedTensor]):
     def _build(self, entry: TensorEntry) -> PackedTensor:
         views = {part: self._content[blob.offset : blob.offset + blob.nbytes] for part, blob in entry.blobs.items()}
         data, scales, factors, place = views["data"], views.get("scales"), views.get("row_factors"), None
-        if self._looked_up(entry):
+        if _looked_up(entry, self._version):
             self._expect_lookups(entry.blobs["data"])
             place = FilePlace(self._file, entry.blobs["data"].offset)
         elif not entry.coding.quantised and data.nbytes <= _SMALL_BYTES:
@@ -296,20 +321,12 @@ class _Tensors(Mapping[str, PackedTensor]):
 
     def _read(self, entry: TensorEntry, part: str) -> np.ndarray:
         blob = entry.blobs[part]
-        if self._read_every_step(entry):
+        if _read_every_step(entry, self._version):
             bring_in(self._mapped, blob.offset, blob.offset + blob.nbytes)
         content = os.pread(self._file.descriptor, blob.nbytes, blob.offset)
         if len(content) != blob.nbytes:
             raise TruncatedError(f"{self._path}: the file has become shorter since it was opened; copy it again")
         return np.frombuffer(content, np.uint8)
-
-    def _looked_up(self, entry: TensorEntry) -> bool:
-        """In version 2 `row` means so; in version 1 every matrix lies in rows, and only one table is looked up."""
-        in_rows = entry.coding.quantised and entry.coding.layout == "row"
-        return in_rows and (self._version != LEGACY_VERSION or "per_layer" in _components(entry.name))
-
-    def _read_every_step(self, entry: TensorEntry) -> bool:
-        return "text" in _components(entry.name) and not self._looked_up(entry)
 
     def _expect_lookups(self, blob: Blob) -> None:
         """Tell the system that a table is read a row here and there: without this, each row read from the disk would
