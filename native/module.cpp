@@ -11,6 +11,7 @@
 #include <chrono>
 #include <cstring>
 #include <functional>
+#include <optional>
 
 #include "cache.h"
 #include "module.h"
@@ -33,12 +34,23 @@ void check_interrupt() {
     if (PyErr_CheckSignals() != 0) throw nb::python_error();
 }
 
-// The interpreter runs other threads while kernels of more than a few microseconds do.
+// The interpreter runs other threads meanwhile. While a recording is played they run already.
+class Unlocked {
+ public:
+    Unlocked() {
+        if (PyGILState_Check()) released_.emplace();
+    }
+
+ private:
+    std::optional<nb::gil_scoped_release> released_;
+};
+
+// Kernels of more than a few microseconds are worth it.
 constexpr int64_t kWorthUnlocking = 1 << 15;
 template <typename Body>
 auto unlocked_for(const Tensor& x, const Body& body) {
     if (x.elements() <= kWorthUnlocking) return body();
-    const nb::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     return body();
 }
 
@@ -131,7 +143,7 @@ std::vector<Tensor> linears_of(Context& context, const Tensor& x, const Tensor* 
                                const Tensor* weight, float eps, std::vector<const Matrix*> matrices, float cap) {
     for (const Matrix* matrix : matrices)
         if (!matrix) throw nb::type_error("a matrix is needed, found None");
-    const nb::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     return linears(context, rows_of(x, y, closing, scale, weight, eps), matrices, cap);
 }
 
@@ -157,7 +169,11 @@ nb::tuple record(Context&, const nb::callable& function, const nb::tuple& inputs
 }
 
 nb::object play(const Tape& tape, Context& context, const nb::tuple& inputs) {
-    std::vector<Tensor> tensors = tape.run(context, tensors_of(inputs), check_interrupt);
+    std::vector<Tensor> tensors = tensors_of(inputs);
+    {
+        const Unlocked unlocked;
+        tensors = tape.run(context, std::move(tensors), check_interrupt);
+    }
     if (tape.gives_one()) return nb::cast(std::move(tensors.front()));
     nb::list results;
     for (Tensor& out : tensors) results.append(nb::cast(std::move(out)));
@@ -178,7 +194,7 @@ double seconds_of(const std::function<void()>& work) {
 // Seconds that all threads take to read the bytes once.
 double time_read(Context& context, const Bytes& bytes) {
     const int64_t pieces = static_cast<int64_t>(bytes.size() / 4096);
-    const nb::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     std::atomic<int32_t> sum{0};
     return seconds_of([&] {
         context.on_all_threads(pieces, [&](int64_t begin, int64_t end, int) {
@@ -189,7 +205,7 @@ double time_read(Context& context, const Bytes& bytes) {
 
 // int8 multiply-adds of all threads in registers, and the seconds they take.
 std::tuple<double, double> time_multiply(Context& context, int64_t repetitions) {
-    const nb::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     std::atomic<int64_t> done{0};
     std::atomic<int32_t> sum{0};
     const double seconds = seconds_of([&] {
@@ -211,13 +227,13 @@ CacheType cache_type_of(std::string_view name) {
 
 void save_slot(const Cache& cache, int64_t slot, int64_t n, const WritableBytes& bytes) {
     require(bytes.size() == cache.saved_bytes(n), n, " positions take ", cache.saved_bytes(n), " bytes, not ", bytes.size());
-    const nb::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     cache.save(slot, n, reinterpret_cast<std::byte*>(bytes.data()));
 }
 
 void load_slot(Cache& cache, int64_t slot, int64_t n, const Bytes& bytes) {
     require(bytes.size() == cache.saved_bytes(n), n, " positions take ", cache.saved_bytes(n), " bytes, not ", bytes.size());
-    const nb::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     cache.load(slot, n, reinterpret_cast<const std::byte*>(bytes.data()));
 }
 
@@ -255,7 +271,7 @@ void bind_types(nb::module_& m) {
     nb::class_<Cache>(m, "Cache", "Keys and values of one layer.")
         .def_prop_ro("capacity", &Cache::capacity)
         .def_prop_ro("slots", &Cache::slots)
-        .def("copy", &Cache::copy, "source"_a, "target"_a, "n"_a, nb::call_guard<nb::gil_scoped_release>())
+        .def("copy", &Cache::copy, "source"_a, "target"_a, "n"_a, nb::call_guard<Unlocked>())
         .def("saved_bytes", &Cache::saved_bytes, "n"_a)
         .def("save", &save_slot, "slot"_a, "n"_a, "bytes"_a.noconvert(), "Into so many bytes as `saved_bytes` says.")
         .def("load", &load_slot, "slot"_a, "n"_a, "bytes"_a.noconvert(), "What `save` gave for as many positions.");
@@ -268,7 +284,7 @@ void bind_rows(nb::class_<Context>& c) {
     c.def("embed",
           recorded(+[](Context& self, const Matrix& table, const Tensor& ids, float scale, int64_t start,
                        std::optional<int64_t> stop) {
-              const nb::gil_scoped_release unlocked;  // a row may have to come from the disk
+              const Unlocked unlocked;  // a row may have to come from the disk
               return embed(self, table, ids, scale, start, stop.value_or(table.k()));
           }),
           "table"_a, "ids"_a, "scale"_a, "start"_a, "stop"_a.none());
@@ -277,32 +293,32 @@ void bind_rows(nb::class_<Context>& c) {
     c.def("linears", recorded(&linears_of), "x"_a, "y"_a.none(), "closing"_a.none(), "scale"_a, "norm_weight"_a.none(),
           "eps"_a, "matrices"_a, "cap"_a);
     c.def("linear", recorded(+[](Context& self, const Tensor& x, const Matrix& matrix) {
-        const nb::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         return linear(self, x, matrix);
     }));
     c.def("gated_linear", recorded(+[](Context& self, const Tensor& x, const Tensor& weight, float eps, const Matrix& gate,
                                        const Matrix& up) {
-        const nb::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         return gated_linear(self, rows_of(x, nullptr, nullptr, 1.0f, &weight, eps), gate, up);
     }));
     c.def("gated_layer",
           recorded(+[](Context& self, const Tensor& x, const Tensor& y, const Tensor& closing, const Tensor& weight, float eps,
                        const Matrix& gate, const Matrix& up, const Matrix& down) {
-              const nb::gil_scoped_release unlocked;
+              const Unlocked unlocked;
               return gated_layer(self, rows_of(x, &y, &closing, 1.0f, &weight, eps), gate, up, down);
           }));
     c.def("gated_by",
           recorded(+[](Context& self, const Tensor& x, const Tensor& y, const Tensor& closing, float eps, const Matrix& gate,
                        const Tensor& up, const Matrix& projection) {
               const Matrix* const one[] = {&gate};
-              const nb::gil_scoped_release unlocked;
+              const Unlocked unlocked;
               const std::vector<Tensor> gates = linears(self, rows_of(x, &y, &closing, 1.0f, nullptr, eps), one);
               return linear(self, geglu(self, gates.front(), up), projection);
           }));
     c.def("norm_add_embed",
           recorded(+[](Context& self, const Tensor& x, float x_scale, const Tensor& weight, float eps, const Matrix& table,
                        const Tensor& ids, float table_scale, int64_t start, float scale) {
-              const nb::gil_scoped_release unlocked;
+              const Unlocked unlocked;
               norm_add_embed(self, x, x_scale, {&weight, eps}, table, ids, table_scale, start, scale);
           }));
     c.def("rms_norm",
@@ -362,10 +378,10 @@ void bind_elements(nb::class_<Context>& c) {
         auto [values, ids] = unlocked_for(logits, [&] { return top_k(self, logits, k); });
         return nb::make_tuple(std::move(values), std::move(ids));
     });
-    c.def("log_sum_exp", &log_sum_exp, nb::call_guard<nb::gil_scoped_release>());
-    c.def("conv2d", &conv2d, nb::call_guard<nb::gil_scoped_release>());
-    c.def("depthwise_conv1d", &depthwise_conv1d, nb::call_guard<nb::gil_scoped_release>());
-    c.def("pool_patches", &pool_patches, nb::call_guard<nb::gil_scoped_release>());
+    c.def("log_sum_exp", &log_sum_exp, nb::call_guard<Unlocked>());
+    c.def("conv2d", &conv2d, nb::call_guard<Unlocked>());
+    c.def("depthwise_conv1d", &depthwise_conv1d, nb::call_guard<Unlocked>());
+    c.def("pool_patches", &pool_patches, nb::call_guard<Unlocked>());
 }
 
 void bind_attention(nb::class_<Context>& c) {
@@ -374,7 +390,7 @@ void bind_attention(nb::class_<Context>& c) {
     });
     c.def("append", recorded(+[](Context& self, Cache& cache, const Tensor& keys, const Tensor& values, const Tensor& slots,
                                  const Tensor& positions) {
-        const nb::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         append(self, cache, keys, values, slots, positions);
     }));
     c.def("append_normed",
@@ -386,7 +402,7 @@ void bind_attention(nb::class_<Context>& c) {
           recorded(+[](Context& self, Cache& cache, const Tensor& q, const Tensor& q_weight, const Tensor* keys,
                        const Tensor* values, const Tensor* key_weight, float eps, const Tensor& table, const Tensor& slots,
                        const Tensor& positions, int64_t window, const Matrix& output) {
-              const nb::gil_scoped_release unlocked;
+              const Unlocked unlocked;
               expect_attention(self, cache, slots, positions, window, output);
               if (keys && values) append_normed(self, cache, *keys, *values, {key_weight, eps}, table, slots, positions);
               const Tensor seen = attention(self, rope(self, q, Norm{&q_weight, eps}, table), cache, slots, positions, window);
@@ -397,11 +413,11 @@ void bind_attention(nb::class_<Context>& c) {
           "slots"_a, "positions"_a, "window"_a, "output"_a);
     c.def("attention", recorded(+[](Context& self, const Tensor& q, const Cache& cache, const Tensor& slots,
                                     const Tensor& positions, int64_t window) {
-        const nb::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         return attention(self, q, cache, slots, positions, window);
     }));
-    c.def("attention_bidirectional", &attention_bidirectional, nb::call_guard<nb::gil_scoped_release>());
-    c.def("attention_relative", &attention_relative, nb::call_guard<nb::gil_scoped_release>());
+    c.def("attention_bidirectional", &attention_bidirectional, nb::call_guard<Unlocked>());
+    c.def("attention_relative", &attention_relative, nb::call_guard<Unlocked>());
 }
 
 }  // namespace

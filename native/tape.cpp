@@ -1,10 +1,14 @@
 #include "tape.h"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
 namespace cellmd {
 namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr auto kBetweenChecks = std::chrono::milliseconds(10);
 
 bool same(const Tensor& x, const Tensor& y) {
     return x.floats() == y.floats() && x.type() == y.type() && x.row_stride() == y.row_stride() &&
@@ -51,8 +55,12 @@ std::vector<Tensor> Tape::run(Context& context, std::vector<Tensor> inputs, void
         require(std::ranges::equal(inputs[i].shape(), shapes_[i]), inputs[i], " has another shape than when this was recorded");
     Values values(n_values_);
     std::ranges::move(inputs, values.begin());
+    auto checked = Clock::now();
     for (const Step& step : steps_) {
-        check_interrupt();
+        if (const auto now = Clock::now(); now - checked >= kBetweenChecks) {
+            check_interrupt();
+            checked = now;
+        }
         step.run(context, values);
         for (const size_t place : step.dead) values[place].reset();
     }

@@ -43,7 +43,7 @@ class Tape {
     bool finish(std::span<const Tensor> results, bool one);
     bool gives_one() const { return gives_one_; }
 
-    // The results for other inputs of the same shapes. check_interrupt is called between steps.
+    // The results for other inputs of the same shapes, without the GIL. check_interrupt is called now and then between steps.
     std::vector<Tensor> run(Context&, std::vector<Tensor> inputs, void (*check_interrupt)()) const;
 
  private:
@@ -162,8 +162,8 @@ std::vector<Tensor> results_of(const Operation& operation) {
     }
 }
 
-// An operation to be called from Python with the GIL held, which may release it: the same, but recorded where this thread
-// records. It gives a tensor, several, or nothing.
+// An operation to be called from Python, with the GIL held, or while a recording is played, without: the same, but recorded
+// where this thread records. It gives a tensor, several, or nothing.
 template <typename Result, typename... Args>
 auto recorded(Result (*operation)(Context&, Args...)) {
     return [operation](Context& context, Args... args) -> Result {

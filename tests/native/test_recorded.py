@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import signal
+import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -215,6 +217,41 @@ def test_an_interrupt_ends_the_playing(ops: CpuOps) -> None:
     finally:
         signal.signal(signal.SIGALRM, handler)
     assert 0 < ops.to_numpy(x).item() < n_steps
+
+
+def test_other_threads_run_while_it_is_played(ops: CpuOps) -> None:
+    """Though none of the operations lets them."""
+    key, n_turns, done = Key(), 0, threading.Event()
+
+    def scaled(x: Tensor) -> Tensor:
+        for _ in range(1000):
+            x = ops.scale_(x, 1.0)
+        return x
+
+    def take_turns() -> None:
+        nonlocal n_turns
+        while not done.is_set():
+            n_turns += 1
+            time.sleep(0)  # the interpreter is free for a moment, and then not before this thread's next turn
+
+    ops.replay(key, "scaled", scaled, (ops.floats([[1.0]]),))
+    interval = sys.getswitchinterval()
+    other = threading.Thread(target=take_turns)
+    other.start()
+    sys.setswitchinterval(1000.0)  # nobody has to let others run
+    try:
+        x = ops.floats([[1.0]])
+        for _ in range(1000):
+            before = n_turns
+            ops.replay(key, "scaled", pytest.fail, (x,))
+            if n_turns > before:
+                break
+        else:
+            pytest.fail("no other thread came to run")
+    finally:
+        done.set()
+        sys.setswitchinterval(interval)
+        other.join()
 
 
 def test_foreign_types_are_refused(ops: CpuOps) -> None:
