@@ -374,10 +374,10 @@ void bind_elements(nb::class_<Context>& c) {
     c.def("softcap", recorded(+[](Context& self, const Tensor& x, float cap) {
         unlocked_for(x, [&] { softcap(self, x, cap); });
     }));
-    c.def("top_k", [](Context& self, const Tensor& logits, int64_t k) {
+    c.def("top_k", recorded(+[](Context& self, const Tensor& logits, int64_t k) {
         auto [values, ids] = unlocked_for(logits, [&] { return top_k(self, logits, k); });
-        return nb::make_tuple(std::move(values), std::move(ids));
-    });
+        return std::vector<Tensor>{std::move(values), std::move(ids)};
+    }));
     c.def("log_sum_exp", &log_sum_exp, nb::call_guard<Unlocked>());
     c.def("conv2d", &conv2d, nb::call_guard<Unlocked>());
     c.def("depthwise_conv1d", &depthwise_conv1d, nb::call_guard<Unlocked>());

@@ -15,7 +15,7 @@ namespace {
 constexpr int kChunksOfThread = 16;  // of at most 1,024 threads: a chunk's number fits 16 bits
 constexpr size_t kFetchBytes = size_t{256} << 10;  // of each of two stretches: half of a usual second-level cache
 constexpr size_t kFetchStep = 512;
-constexpr auto kWatch = std::chrono::microseconds(60);
+constexpr auto kWatch = std::chrono::microseconds(250);
 
 std::atomic<uint32_t> process_generation{0};
 

@@ -13,8 +13,8 @@
 
 namespace cellmd {
 
-// A worker that has nothing to do watches for the next job for some tens of microseconds, the time between two operations
-// of a forward pass, and then sleeps in the kernel until it is woken: an idle pool takes no processor time. After a fork
+// A worker that has nothing to do watches for the next job for as long as it takes to choose a token, between two steps, and
+// then sleeps in the kernel until it is woken: an idle pool takes no processor time. After a fork
 // the child starts workers of its own when it first needs them.
 class ThreadPool {
    public:

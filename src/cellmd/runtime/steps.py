@@ -29,14 +29,14 @@ Foreseen = tuple[Draw, Draw]
 
 
 class _Begun(NamedTuple):
-    """A step under way: its sequences, the positions of their rows, and, where the backend runs ahead, what the
-    device takes the next tokens to be and the report to the host of them and of the largest logits."""
+    """A step under way: its sequences, the positions of their rows, and its largest logits and their tokens; where the
+    backend runs ahead, what the device takes the next tokens to be, and a report to the host of these and those."""
 
     sequences: Listed[Sequence]
     positions: Listed[int]
     logits: Tensor
     guessed: Tensor | None
-    report: Callable[[], np.ndarray] | None
+    largest: tuple[Tensor, Tensor] | Callable[[], np.ndarray]
 
 
 class Steps:
@@ -82,9 +82,10 @@ class Steps:
         for sequence in sequences:
             sequence.n_done += 1
             self._cache.note_written(sequence.slot, sequence.n_done)
-        if step.report is None:
-            return Logits.of(ops, logits)
-        report = step.report()
+        if isinstance(step.largest, tuple):
+            values, ids_of = map(ops.to_numpy, step.largest)
+            return Logits.of(ops, logits, (values, ids_of))
+        report = step.largest()
         self._guesses = report[rows, 0].tolist()
         ids_of, values = report[:, 1 : 1 + self._n_largest], report[:, 1 + self._n_largest :].view(np.float32)
         every = Logits.of(ops, logits, (values, ids_of))
@@ -116,11 +117,10 @@ class Steps:
         positions = [sequence.n_done + ahead for sequence in sequences]
         self._cache.reserve(max(positions) + 1)
         slots = self._ops.ints([sequence.slot for sequence in sequences])
-        logits, *rest = self._replayed(ids, self._ops.ints(positions), slots, draws)
-        if not rest:
-            return _Begun(sequences, positions, logits, None, None)
-        guessed, report = rest
-        return _Begun(list(sequences), positions, logits, guessed, self._ops.send(report))
+        logits, first, second = self._replayed(ids, self._ops.ints(positions), slots, draws)
+        if not self._ops.runs_ahead:
+            return _Begun(sequences, positions, logits, None, (first, second))
+        return _Begun(list(sequences), positions, logits, first, self._ops.send(second))
 
     def _replayed(self, ids: Tensor, positions: Tensor, slots: Tensor, draws: Listed[Draw]) -> tuple[Any, ...]:
         how = [self._ops.numbers(column) for column in zip(*draws, strict=True)] if self._ops.runs_ahead else []
@@ -128,10 +128,10 @@ class Steps:
         return results
 
     def _step(self, ids: Tensor, positions: Tensor, slots: Tensor, *how: Tensor) -> tuple[Any, ...]:
-        """One row of each of several sequences: logits (N, V), and with `how` what `Ops.guess` makes of them."""
+        """One row of each of several sequences: logits (N, V) and the largest of them, or, with `how`, instead of these
+        what `Ops.guess` makes of them."""
         n_rows = ids.shape[0]
         batch = Batch(ids, positions, slots, n_rows, n_rows, apart=True)
         logits = self._model.forward(batch, self._cache.layers)
-        if not how:
-            return (logits,)
-        return logits, *self._ops.guess(*self._ops.top_k(logits, self._n_largest), *how)
+        largest = self._ops.top_k(logits, self._n_largest)
+        return logits, *(self._ops.guess(*largest, *how) if how else largest)
