@@ -1,4 +1,4 @@
-// The Python module cellmd._native: tensors, matrices, caches and the operations on them.
+// The Python module cellmd._native: tensors, matrices and the operations on them.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -13,7 +13,6 @@
 #include <functional>
 #include <optional>
 
-#include "cache.h"
 #include "module.h"
 #include "ops.h"
 #include "tape.h"
@@ -24,34 +23,12 @@ using namespace nb::literals;
 namespace cellmd {
 namespace {
 
-using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using WritableBytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using HostFloats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 using HostInts = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 void check_interrupt() {
     const nb::gil_scoped_acquire locked;
     if (PyErr_CheckSignals() != 0) throw nb::python_error();
-}
-
-// The interpreter runs other threads meanwhile. While a recording is played they run already.
-class Unlocked {
- public:
-    Unlocked() {
-        if (PyGILState_Check()) released_.emplace();
-    }
-
- private:
-    std::optional<nb::gil_scoped_release> released_;
-};
-
-// Kernels of more than a few microseconds are worth it.
-constexpr int64_t kWorthUnlocking = 1 << 15;
-template <typename Body>
-auto unlocked_for(const Tensor& x, const Body& body) {
-    if (x.elements() <= kWorthUnlocking) return body();
-    const Unlocked unlocked;
-    return body();
 }
 
 Tensor tensor_of(Context& context, const HostFloats& values) {
@@ -218,25 +195,6 @@ std::tuple<double, double> time_multiply(Context& context, int64_t repetitions) 
     return {static_cast<double>(done.load()), seconds};
 }
 
-CacheType cache_type_of(std::string_view name) {
-    if (name == "f16") return CacheType::Half;
-    if (name == "f32") return CacheType::Float;
-    require(name == "i8", "a cache of '", name, "'; known are f16, f32 and i8");
-    return CacheType::Int8;
-}
-
-void save_slot(const Cache& cache, int64_t slot, int64_t n, const WritableBytes& bytes) {
-    require(bytes.size() == cache.saved_bytes(n), n, " positions take ", cache.saved_bytes(n), " bytes, not ", bytes.size());
-    const Unlocked unlocked;
-    cache.save(slot, n, reinterpret_cast<std::byte*>(bytes.data()));
-}
-
-void load_slot(Cache& cache, int64_t slot, int64_t n, const Bytes& bytes) {
-    require(bytes.size() == cache.saved_bytes(n), n, " positions take ", cache.saved_bytes(n), " bytes, not ", bytes.size());
-    const Unlocked unlocked;
-    cache.load(slot, n, reinterpret_cast<const std::byte*>(bytes.data()));
-}
-
 // An exception becomes that of cellmd.errors.
 template <typename Error>
 void translate(const char* name) {
@@ -268,13 +226,6 @@ void bind_types(nb::module_& m) {
     nb::class_<Matrix>(m, "Matrix", "A stored tensor, bound for products and look-ups; its bytes stay where they are.")
         .def_prop_ro("shape", [](const Matrix& x) { return nb::make_tuple(x.n(), x.k()); })
         .def("rows", &Matrix::rows, "start"_a, "stop"_a);
-    nb::class_<Cache>(m, "Cache", "Keys and values of one layer.")
-        .def_prop_ro("capacity", &Cache::capacity)
-        .def_prop_ro("slots", &Cache::slots)
-        .def("copy", &Cache::copy, "source"_a, "target"_a, "n"_a, nb::call_guard<Unlocked>())
-        .def("saved_bytes", &Cache::saved_bytes, "n"_a)
-        .def("save", &save_slot, "slot"_a, "n"_a, "bytes"_a.noconvert(), "Into so many bytes as `saved_bytes` says.")
-        .def("load", &load_slot, "slot"_a, "n"_a, "bytes"_a.noconvert(), "What `save` gave for as many positions.");
     m.def("bind_matrix", &bind_matrix, "n"_a, "k"_a, "dtype"_a, "layout"_a, "scale_dtype"_a.none(), "group_size"_a,
           "data"_a.noconvert(), "scales"_a.none().noconvert(), "row_factors"_a.none().noconvert(), "clip"_a.none(), "bias"_a.none(),
           "file"_a.none(), "owner"_a);
@@ -384,42 +335,6 @@ void bind_elements(nb::class_<Context>& c) {
     c.def("pool_patches", &pool_patches, nb::call_guard<Unlocked>());
 }
 
-void bind_attention(nb::class_<Context>& c) {
-    c.def("new_cache", [](Context&, int64_t slots, int64_t capacity, int64_t heads, int64_t head_dim, std::string_view type) {
-        return new Cache(slots, capacity, heads, head_dim, cache_type_of(type));
-    });
-    c.def("append", recorded(+[](Context& self, Cache& cache, const Tensor& keys, const Tensor& values, const Tensor& slots,
-                                 const Tensor& positions) {
-        const Unlocked unlocked;
-        append(self, cache, keys, values, slots, positions);
-    }));
-    c.def("append_normed",
-          recorded(+[](Context& self, Cache& cache, const Tensor& keys, const Tensor& values, const Tensor& weight, float eps,
-                       const Tensor& table, const Tensor& slots, const Tensor& positions) {
-              unlocked_for(keys, [&] { append_normed(self, cache, keys, values, {&weight, eps}, table, slots, positions); });
-          }));
-    c.def("attend",
-          recorded(+[](Context& self, Cache& cache, const Tensor& q, const Tensor& q_weight, const Tensor* keys,
-                       const Tensor* values, const Tensor* key_weight, float eps, const Tensor& table, const Tensor& slots,
-                       const Tensor& positions, int64_t window, const Matrix& output) {
-              const Unlocked unlocked;
-              expect_attention(self, cache, slots, positions, window, output);
-              if (keys && values) append_normed(self, cache, *keys, *values, {key_weight, eps}, table, slots, positions);
-              const Tensor seen = attention(self, rope(self, q, Norm{&q_weight, eps}, table), cache, slots, positions, window);
-              const int64_t flat[] = {seen.rows(), seen.row_size()};
-              return linear(self, seen.reshaped(flat), output);
-          }),
-          "cache"_a, "q"_a, "q_weight"_a, "keys"_a.none(), "values"_a.none(), "key_weight"_a.none(), "eps"_a, "table"_a,
-          "slots"_a, "positions"_a, "window"_a, "output"_a);
-    c.def("attention", recorded(+[](Context& self, const Tensor& q, const Cache& cache, const Tensor& slots,
-                                    const Tensor& positions, int64_t window) {
-        const Unlocked unlocked;
-        return attention(self, q, cache, slots, positions, window);
-    }));
-    c.def("attention_bidirectional", &attention_bidirectional, nb::call_guard<Unlocked>());
-    c.def("attention_relative", &attention_relative, nb::call_guard<Unlocked>());
-}
-
 }  // namespace
 }  // namespace cellmd
 
@@ -430,6 +345,7 @@ NB_MODULE(_native, m) {
     translate<FileError>("ContainerError");
 
     bind_types(m);
+    bind_cache(m);
     bind_encode(m);
     m.def("instruction_sets", [] {
         std::vector<std::string> names;
